@@ -1,0 +1,58 @@
+# Everything is run through the environment that tools/setup.sh makes; the first target that needs it makes it.
+
+PYTHON := .venv/bin/python
+STAMP := .venv/stamp
+
+# Quick suites first; a suite that is not named here runs after them.
+ORDER := tests/unit tests/property tests/verdict tests/kernel tests/systemd tests/e2e
+SUITES := $(wildcard $(ORDER)) \
+	$(filter-out $(ORDER) tests/lab tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/))) \
+	$(wildcard tests/test_*.py)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types contracts pytest format bench run abi clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml tools/setup.sh
+	tools/setup.sh
+
+setup: ## install what is missing on this machine (root)
+	tools/setup.sh
+
+demo: $(STAMP) ## show an attack being stopped, on network namespaces of its own (root)
+	$(PYTHON) demo/run.py
+
+test: lint types contracts pytest ## run every check and every test (root)
+
+lint: $(STAMP) ## style
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) tools/genabi.py --check
+
+types: $(STAMP) ## static types
+	$(PYTHON) -m mypy
+
+contracts: $(STAMP) ## which room may import what
+	PYTHONPATH=agent .venv/bin/lint-imports
+
+pytest: lint types contracts
+	$(PYTHON) -m pytest --durations=15 $(SUITES)
+
+format: $(STAMP) ## rewrite the Python files in house style
+	$(PYTHON) -m ruff format .
+
+bench: $(STAMP) ## measure what a packet and a connection cost (root)
+	$(PYTHON) bench/run.py
+
+run: $(STAMP) ## run the loader, then the agent in the foreground (root)
+	.venv/bin/bulkhead loader
+	.venv/bin/bulkhead agent
+
+abi: $(STAMP) ## generate agent/bulkhead/abi.py from bpf/abi.h
+	$(PYTHON) tools/genabi.py
+
+clean: ## remove everything that can be made again
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	find . -name __pycache__ -prune -exec rm -rf {} +
