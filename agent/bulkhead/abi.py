@@ -1,0 +1,1106 @@
+"""Types shared with the kernel programs. GENERATED from bpf/abi.h by tools/genabi.py: DO NOT EDIT.
+
+Byte order is in the type: `PolicyKey(port=443)` stores 01 bb, and reading `port` gives 443 back.
+A misspelt field is an error, for the type checker and at run time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ctypes import Array, Structure, c_char, c_uint8, c_uint16, c_uint32, c_uint64, sizeof
+from enum import IntEnum, IntFlag
+from typing import TYPE_CHECKING, Final
+
+LAYOUT: Final = "d8537a890251d78a4550dd11f790b7620b54e946114733e7c9a0f687b001dde1"
+"""SHA-256 of every definition, without comments: equal exactly when both sides mean the same bytes."""
+
+
+class Abi(IntEnum):
+    """`enum abi`."""
+
+    LAYOUT = 1
+    """layout number of everything that is pinned; raised when a struct changes incompatibly"""
+
+
+class Capacity(IntEnum):
+    """Capacity of the fixed-size maps. A policy that does not fit is refused as a whole before anything is written."""
+
+    HIT_SLOTS = 131072
+    """rules whose hits are counted, over all live generations"""
+    EDGES = 4096
+    """(local, remote, direction, verdict, reason) tuples counted one by one"""
+    CGROUPS = 65536
+    """control groups attested at once"""
+    SUBJECTS = 65536
+    """(group, executable, uid, gid) combinations"""
+    EXECUTABLES = 65536
+    """executables attested at once"""
+    DATAGRAMS = 65536
+    """datagram conversations opened from here and remembered outside their socket"""
+    FRAGMENTS = 16384
+    """fragmented datagrams in flight"""
+    ECHOES = 16384
+    """echo requests waiting for their reply"""
+
+
+class Direction(IntEnum):
+    """The endpoint's view: egress leaves a local endpoint, ingress arrives at one."""
+
+    EGRESS = 0
+    INGRESS = 1
+
+
+class Verdict(IntEnum):
+    """`enum verdict`."""
+
+    NONE = 0
+    """not judged yet"""
+    ALLOW = 1
+    """a rule allows it"""
+    DENY = 2
+    """refused; the packet does not pass"""
+    WOULD_DENY = 3
+    """refused by policy, passed because the endpoint is in observe mode"""
+
+
+class Mode(IntEnum):
+    """`enum mode`."""
+
+    OBSERVE = 0
+    ENFORCE = 1
+
+
+class Identity(IntEnum):
+    """Identities. Bit 31 clear: a local endpoint or entity. Bit 31 set: an address class (a set of externals). Values
+    up to IDENTITY_RESERVED_MAX never come out of the hash.
+    """
+
+    UNKNOWN = 0
+    """not attested; matches nothing"""
+    HOST = 1
+    """this machine: its kernel, and attested processes that no workload selects"""
+    AMBIGUOUS = 2
+    """two workloads select it with equal right; matches nothing"""
+    WORLD = 3
+    """an address outside this machine that no external names"""
+    RESERVED_MAX = 255
+
+
+class DropReason(IntEnum):
+    """`enum drop_reason`."""
+
+    NONE = 0
+    POLICY = 1
+    """no rule allows it: default deny"""
+    EXPIRED = 2
+    """the allow that covered it has reached its deadline"""
+    UNATTESTED = 3
+    """the local endpoint has no identity yet"""
+    AMBIGUOUS = 4
+    """the local endpoint is selected by two workloads with equal right"""
+    NO_POLICY = 5
+    """no generation has been switched in"""
+    NO_STATE = 6
+    """socket storage could not be created"""
+    MALFORMED = 7
+    """a header is truncated, contradicts another, or carries port 0"""
+    FRAGMENT = 8
+    """a later fragment whose first fragment was not allowed or not seen"""
+    EXTENSION_HEADER = 9
+    """IPv6 extension headers that could hide the transport header"""
+    MARTIAN = 10
+    """loopback, mapped or unspecified addresses where they cannot be"""
+    LINK_PROTOCOL = 11
+    """an ethertype other than IPv4, IPv6 or ARP, or stacked VLAN tags"""
+    PACKET_SOCKET = 12
+    """written to the device past the network stack (AF_PACKET)"""
+    RAW_SOCKET = 13
+    """a transport segment forged through a raw socket"""
+    OWNERLESS = 14
+    """no socket sent it, and it is no control packet of the kernel"""
+    FORWARDED = 15
+    """routed or bridged through this machine"""
+    CONTROL_RATE = 16
+    """a kernel control packet beyond its rate limit"""
+    UNSOLICITED = 17
+    """an answer (SYN-ACK, echo reply, ICMP error) to nothing that was asked"""
+    MULTICAST = 18
+    """multicast or broadcast arriving for no identity"""
+    LOOPBACK_BYPASS = 19
+    """arrived on lo without having been judged when it left"""
+    NEIGHBOUR = 20
+    """neighbour discovery from off-link or behind extension headers"""
+    MAX = 21
+
+
+class ControlKind(IntEnum):
+    """Packets that no socket owns and that a host cannot live without: passed under a name, counted, rate limited."""
+
+    ARP = 0
+    """address resolution, IPv4"""
+    NEIGHBOUR = 1
+    """neighbour and router discovery with hop limit 255"""
+    TCP_RESET = 2
+    """RST sent by the kernel"""
+    TCP_ACK = 3
+    """TIME_WAIT, challenge and SYN_RECV acknowledgements and SYN-ACKs, no data"""
+    ICMP_ERROR = 4
+    """ICMP errors, sent by the kernel or quoting a live conversation"""
+    ECHO_REPLY = 5
+    """the kernel's answer to an echo request that was allowed in"""
+    GROUP = 6
+    """IGMP and MLD membership of this machine"""
+    DHCP = 7
+    """client to server, and the server's answer"""
+    MAX = 8
+
+
+class Loss(IntEnum):
+    """What user space was not told, or what could not be remembered. Exact."""
+
+    EVENT_RING = 0
+    """verdict events that found the ring full"""
+    EVENT_RATE = 1
+    """verdict events beyond the sampling rate"""
+    EDGE = 2
+    """denials counted in total but not by edge: the edge map was full"""
+    LIFECYCLE = 3
+    """lifecycle events that found the ring full: a rescan is due"""
+    MAX = 4
+
+
+class ControlFlag(IntFlag):
+    """`enum control_flag`."""
+
+    HOST_ENFORCE = 1
+    """the host entity is in enforce mode"""
+    ANY_ENFORCE = 2
+    """at least one workload, or the host, is in enforce mode"""
+    WATCH_EXEC = 4
+    """policy selects executables: report every exec"""
+
+
+class Need(IntFlag):
+    """Which attributes beside the control group decide the workload of an endpoint."""
+
+    EXECUTABLE = 1
+    USER = 2
+    GROUP = 4
+
+
+class SockFlag(IntFlag):
+    """`enum sock_flag`."""
+
+    OPENED = 1
+    """this end opened the conversation (it sent the SYN)"""
+    RAW = 2
+    """a raw socket"""
+    ADOPTED = 4
+    """older than the hooks; stamped by the agent"""
+    ORIGIN = 8
+    """the origin fields are filled in"""
+    STREAM = 16
+    """TCP: the verdict holds for the whole conversation"""
+
+
+class EventHook(IntEnum):
+    """`enum event_hook`."""
+
+    TC = 0
+    """judged as a packet"""
+    CALL = 1
+    """refused in connect() or sendmsg(): no packet was made"""
+
+
+class EventFlag(IntFlag):
+    """`enum event_flag`."""
+
+    CUT = 1
+    """a conversation that was allowed before is refused now"""
+    LOOPBACK = 2
+    """both ends are on this machine"""
+    IPV6 = 4
+
+
+class LifecycleKind(IntEnum):
+    """`enum lifecycle_kind`."""
+
+    CGROUP_MADE = 1
+    CGROUP_GONE = 2
+    MOVED = 3
+    """a process was moved to another control group"""
+    EXEC = 4
+    """a process runs a new executable"""
+
+
+class Control(Structure):
+    """One 64-bit word, written at once: all maps of a generation change together. Slot = generation & 1."""
+
+    generation: int
+    """0: nothing has been switched in"""
+    flags: int
+    """enum control_flag"""
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            generation: int = 0,
+            flags: int = 0,
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("generation", c_uint32),
+        ("flags", c_uint32),
+    )
+
+
+class PolicyKey(Structure):
+    """Fields in the order in which an LPM trie compares them: everything but the port is exact, then the port as a
+    prefix, so that one lookup serves single ports and ranges. Ports are in network order for that reason. ICMP: type
+    in the high byte, code in the low.
+    """
+
+    prefix_bits: int
+    """80 + bits of the port that count; 80 = any port"""
+    local_identity: int
+    remote_identity: int
+    direction: int
+    """enum direction"""
+    protocol: int
+    """IPPROTO_*"""
+    port: int
+    """of the end that is being connected to"""
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            prefix_bits: int = 0,
+            local_identity: int = 0,
+            remote_identity: int = 0,
+            direction: int = 0,
+            protocol: int = 0,
+            port: int = 0,
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("prefix_bits", c_uint32),
+        ("local_identity", c_uint32),
+        ("remote_identity", c_uint32),
+        ("direction", c_uint8),
+        ("protocol", c_uint8),
+        ("port", c_uint16.__ctype_be__),
+    )
+
+
+class PolicyEntry(Structure):
+    """`struct policy_entry`."""
+
+    rule_id: int
+    """ordinal of the rule in its commit, from 1"""
+    hit_slot: int
+    """where its hits are counted; stable over generations"""
+    deadline_s: int
+    """seconds since boot (CLOCK_BOOTTIME) after which it lapses; 0 = never"""
+    flags: int
+    """reserved, 0"""
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            rule_id: int = 0,
+            hit_slot: int = 0,
+            deadline_s: int = 0,
+            flags: int = 0,
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("rule_id", c_uint32),
+        ("hit_slot", c_uint32),
+        ("deadline_s", c_uint32),
+        ("flags", c_uint32),
+    )
+
+
+class AddressKey4(Structure):
+    """`struct address_key4`."""
+
+    prefix_bits: int
+    address: Array[c_uint8]
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            prefix_bits: int = 0,
+            address: tuple[int, ...] | Array[c_uint8] = (),
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("prefix_bits", c_uint32),
+        ("address", c_uint8 * 4),
+    )
+
+
+class AddressKey6(Structure):
+    """`struct address_key6`."""
+
+    prefix_bits: int
+    address: Array[c_uint8]
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            prefix_bits: int = 0,
+            address: tuple[int, ...] | Array[c_uint8] = (),
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("prefix_bits", c_uint32),
+        ("address", c_uint8 * 16),
+    )
+
+
+class CgroupEntry(Structure):
+    """Value under a cgroup id. `identity` is the answer when `needs` is 0, else the group to look on in `subjects`."""
+
+    identity: int
+    mode: int
+    """enum mode"""
+    needs: int
+    """enum need"""
+    reserved: int
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            identity: int = 0,
+            mode: int = 0,
+            needs: int = 0,
+            reserved: int = 0,
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("identity", c_uint32),
+        ("mode", c_uint8),
+        ("needs", c_uint8),
+        ("reserved", c_uint16),
+    )
+
+
+class SubjectMember(Structure):
+    """Is `value` one that group `group` tells apart in this dimension? Absent: treated as SUBJECT_OTHER."""
+
+    group: int
+    dimension: int
+    """enum need"""
+    value: int
+    """executable id, uid or gid"""
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            group: int = 0,
+            dimension: int = 0,
+            value: int = 0,
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("group", c_uint32),
+        ("dimension", c_uint32),
+        ("value", c_uint32),
+    )
+
+
+class SubjectKey(Structure):
+    """`struct subject_key`."""
+
+    group: int
+    executable: int
+    """id of a named executable, or SUBJECT_OTHER"""
+    uid: int
+    """or SUBJECT_OTHER"""
+    gid: int
+    """or SUBJECT_OTHER"""
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            group: int = 0,
+            executable: int = 0,
+            uid: int = 0,
+            gid: int = 0,
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("group", c_uint32),
+        ("executable", c_uint32),
+        ("uid", c_uint32),
+        ("gid", c_uint32),
+    )
+
+
+class Subject(IntEnum):
+    """`enum subject`."""
+
+    OTHER = 4294967295
+    """any value that the group does not name; also "does not matter\""""
+
+
+class SubjectEntry(Structure):
+    """`struct subject_entry`."""
+
+    identity: int
+    mode: int
+    """enum mode"""
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            identity: int = 0,
+            mode: int = 0,
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("identity", c_uint32),
+        ("mode", c_uint32),
+    )
+
+
+class ExecutableKey(Structure):
+    """An executable as the kernel knows it; the inode generation guards against a reused inode number."""
+
+    inode: int
+    device: int
+    """the superblock's dev_t in kernel encoding: major << 20 | minor"""
+    generation: int
+    """of the inode"""
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            inode: int = 0,
+            device: int = 0,
+            generation: int = 0,
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("inode", c_uint64),
+        ("device", c_uint32),
+        ("generation", c_uint32),
+    )
+
+
+class SockState(Structure):
+    """State anchored in a socket. First cache line: what a packet needs. Second: who opened the socket, so that a new
+    generation derives the identity again without user space.
+    """
+
+    generation: int
+    """in which `verdict` was given; compared first, written last"""
+    verdict: int
+    """enum verdict"""
+    flags: int
+    """enum sock_flag"""
+    direction: int
+    """enum direction of the conversation"""
+    reason: int
+    """enum drop_reason when refused"""
+    deadline_s: int
+    """as in policy_entry"""
+    rule_id: int
+    local_identity: int
+    remote_identity: int
+    identity_generation: int
+    """in which local_identity was derived"""
+    local_mode: int
+    """enum mode"""
+    peer_word: int
+    """datagrams: hash of the last peer (47 bits), opened-by-us (1), generation (16)"""
+    socket_cookie: int
+    reserved_hot: Array[c_uint64]
+    cgroup_id: int
+    """at opening"""
+    opened_ns: int
+    """CLOCK_BOOTTIME"""
+    exe_inode: int
+    exe_device: int
+    exe_generation: int
+    uid: int
+    gid: int
+    tgid: int
+    peer_tgid: int
+    """the local peer's process when both ends are on this machine"""
+    comm: bytes
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            generation: int = 0,
+            verdict: int = 0,
+            flags: int = 0,
+            direction: int = 0,
+            reason: int = 0,
+            deadline_s: int = 0,
+            rule_id: int = 0,
+            local_identity: int = 0,
+            remote_identity: int = 0,
+            identity_generation: int = 0,
+            local_mode: int = 0,
+            peer_word: int = 0,
+            socket_cookie: int = 0,
+            reserved_hot: tuple[int, ...] | Array[c_uint64] = (),
+            cgroup_id: int = 0,
+            opened_ns: int = 0,
+            exe_inode: int = 0,
+            exe_device: int = 0,
+            exe_generation: int = 0,
+            uid: int = 0,
+            gid: int = 0,
+            tgid: int = 0,
+            peer_tgid: int = 0,
+            comm: bytes = b"",
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("generation", c_uint32),
+        ("verdict", c_uint8),
+        ("flags", c_uint8),
+        ("direction", c_uint8),
+        ("reason", c_uint8),
+        ("deadline_s", c_uint32),
+        ("rule_id", c_uint32),
+        ("local_identity", c_uint32),
+        ("remote_identity", c_uint32),
+        ("identity_generation", c_uint32),
+        ("local_mode", c_uint32),
+        ("peer_word", c_uint64),
+        ("socket_cookie", c_uint64),
+        ("reserved_hot", c_uint64 * 2),
+        ("cgroup_id", c_uint64),
+        ("opened_ns", c_uint64),
+        ("exe_inode", c_uint64),
+        ("exe_device", c_uint32),
+        ("exe_generation", c_uint32),
+        ("uid", c_uint32),
+        ("gid", c_uint32),
+        ("tgid", c_uint32),
+        ("peer_tgid", c_uint32),
+        ("comm", c_char * 16),
+    )
+
+
+class DatagramKey(Structure):
+    """A peer that a datagram socket has opened a conversation with, remembered when the socket moved on to another."""
+
+    socket_cookie: int
+    peer: int
+    """as in sock_state.peer_word, without the generation"""
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            socket_cookie: int = 0,
+            peer: int = 0,
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("socket_cookie", c_uint64),
+        ("peer", c_uint64),
+    )
+
+
+class DatagramEntry(Structure):
+    """`struct datagram_entry`."""
+
+    generation: int
+    """when it was displaced; the answer is judged by policy again anyway"""
+    reserved: int
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            generation: int = 0,
+            reserved: int = 0,
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("generation", c_uint32),
+        ("reserved", c_uint32),
+    )
+
+
+class FragmentKey(Structure):
+    """`struct fragment_key`."""
+
+    source: Array[c_uint8]
+    destination: Array[c_uint8]
+    identification: int
+    protocol: int
+    direction: int
+    reserved: int
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            source: tuple[int, ...] | Array[c_uint8] = (),
+            destination: tuple[int, ...] | Array[c_uint8] = (),
+            identification: int = 0,
+            protocol: int = 0,
+            direction: int = 0,
+            reserved: int = 0,
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("source", c_uint8 * 16),
+        ("destination", c_uint8 * 16),
+        ("identification", c_uint32),
+        ("protocol", c_uint8),
+        ("direction", c_uint8),
+        ("reserved", c_uint16),
+    )
+
+
+class FragmentEntry(Structure):
+    """`struct fragment_entry`."""
+
+    seen_ns: int
+    """CLOCK_MONOTONIC, coarse"""
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            seen_ns: int = 0,
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (("seen_ns", c_uint64),)
+
+
+class EchoKey(Structure):
+    """`struct echo_key`."""
+
+    local_address: Array[c_uint8]
+    remote_address: Array[c_uint8]
+    identifier: int
+    reserved: Array[c_uint16]
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            local_address: tuple[int, ...] | Array[c_uint8] = (),
+            remote_address: tuple[int, ...] | Array[c_uint8] = (),
+            identifier: int = 0,
+            reserved: tuple[int, ...] | Array[c_uint16] = (),
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("local_address", c_uint8 * 16),
+        ("remote_address", c_uint8 * 16),
+        ("identifier", c_uint16.__ctype_be__),
+        ("reserved", c_uint16 * 3),
+    )
+
+
+class EdgeKey(Structure):
+    """`struct edge_key`."""
+
+    local_identity: int
+    remote_identity: int
+    direction: int
+    verdict: int
+    reason: int
+    reserved: int
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            local_identity: int = 0,
+            remote_identity: int = 0,
+            direction: int = 0,
+            verdict: int = 0,
+            reason: int = 0,
+            reserved: int = 0,
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("local_identity", c_uint32),
+        ("remote_identity", c_uint32),
+        ("direction", c_uint8),
+        ("verdict", c_uint8),
+        ("reason", c_uint8),
+        ("reserved", c_uint8),
+    )
+
+
+class Bucket(Structure):
+    """Allowance of one kind of control packet (or of verdict events, at index CONTROL_KIND_MAX), per CPU."""
+
+    window: int
+    """coarse clock >> 30: about a second"""
+    used: int
+    """in this window"""
+    passed: int
+    """since load, exact"""
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            window: int = 0,
+            used: int = 0,
+            passed: int = 0,
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("window", c_uint64),
+        ("used", c_uint64),
+        ("passed", c_uint64),
+    )
+
+
+class Setting(Structure):
+    """Secrets and constants that outlive a program reload."""
+
+    hash_seed: int
+    """keys peer_word; random, never shown"""
+    layout: int
+    """ABI_LAYOUT of the pinned maps; 0 while a load is under way"""
+    reserved: int
+    build: bytes
+    """digest of the sources that the pinned programs were compiled from"""
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            hash_seed: int = 0,
+            layout: int = 0,
+            reserved: int = 0,
+            build: bytes = b"",
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("hash_seed", c_uint64),
+        ("layout", c_uint32),
+        ("reserved", c_uint32),
+        ("build", c_char * 32),
+    )
+
+
+class VerdictEvent(Structure):
+    """`struct verdict_event`."""
+
+    time_ns: int
+    """CLOCK_BOOTTIME"""
+    socket_cookie: int
+    """of the local socket; 0 when there is none"""
+    cgroup_id: int
+    exe_inode: int
+    exe_device: int
+    exe_generation: int
+    local_identity: int
+    remote_identity: int
+    rule_id: int
+    generation: int
+    ifindex: int
+    tgid: int
+    uid: int
+    peer_tgid: int
+    source: Array[c_uint8]
+    """IPv4 as ::ffff:a.b.c.d"""
+    destination: Array[c_uint8]
+    source_port: int
+    destination_port: int
+    """ICMP: type << 8 | code"""
+    direction: int
+    """enum direction: which end judged"""
+    protocol: int
+    verdict: int
+    """enum verdict"""
+    reason: int
+    """enum drop_reason"""
+    hook: int
+    """enum event_hook"""
+    flags: int
+    """enum event_flag"""
+    reserved: int
+    comm: bytes
+    reserved_tail: int
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            time_ns: int = 0,
+            socket_cookie: int = 0,
+            cgroup_id: int = 0,
+            exe_inode: int = 0,
+            exe_device: int = 0,
+            exe_generation: int = 0,
+            local_identity: int = 0,
+            remote_identity: int = 0,
+            rule_id: int = 0,
+            generation: int = 0,
+            ifindex: int = 0,
+            tgid: int = 0,
+            uid: int = 0,
+            peer_tgid: int = 0,
+            source: tuple[int, ...] | Array[c_uint8] = (),
+            destination: tuple[int, ...] | Array[c_uint8] = (),
+            source_port: int = 0,
+            destination_port: int = 0,
+            direction: int = 0,
+            protocol: int = 0,
+            verdict: int = 0,
+            reason: int = 0,
+            hook: int = 0,
+            flags: int = 0,
+            reserved: int = 0,
+            comm: bytes = b"",
+            reserved_tail: int = 0,
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("time_ns", c_uint64),
+        ("socket_cookie", c_uint64),
+        ("cgroup_id", c_uint64),
+        ("exe_inode", c_uint64),
+        ("exe_device", c_uint32),
+        ("exe_generation", c_uint32),
+        ("local_identity", c_uint32),
+        ("remote_identity", c_uint32),
+        ("rule_id", c_uint32),
+        ("generation", c_uint32),
+        ("ifindex", c_uint32),
+        ("tgid", c_uint32),
+        ("uid", c_uint32),
+        ("peer_tgid", c_uint32),
+        ("source", c_uint8 * 16),
+        ("destination", c_uint8 * 16),
+        ("source_port", c_uint16.__ctype_be__),
+        ("destination_port", c_uint16.__ctype_be__),
+        ("direction", c_uint8),
+        ("protocol", c_uint8),
+        ("verdict", c_uint8),
+        ("reason", c_uint8),
+        ("hook", c_uint8),
+        ("flags", c_uint8),
+        ("reserved", c_uint16),
+        ("comm", c_char * 16),
+        ("reserved_tail", c_uint32),
+    )
+
+
+class LifecycleEvent(Structure):
+    """`struct lifecycle_event`."""
+
+    cgroup_id: int
+    exe_inode: int
+    exe_device: int
+    exe_generation: int
+    tgid: int
+    kind: int
+    """enum lifecycle_kind"""
+    path: bytes
+    """of the control group, from the hierarchy's root; cut if longer"""
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            cgroup_id: int = 0,
+            exe_inode: int = 0,
+            exe_device: int = 0,
+            exe_generation: int = 0,
+            tgid: int = 0,
+            kind: int = 0,
+            path: bytes = b"",
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("cgroup_id", c_uint64),
+        ("exe_inode", c_uint64),
+        ("exe_device", c_uint32),
+        ("exe_generation", c_uint32),
+        ("tgid", c_uint32),
+        ("kind", c_uint32),
+        ("path", c_char * 256),
+    )
+
+
+STRUCTS: Final[dict[str, type[Structure]]] = {
+    "control": Control,
+    "policy_key": PolicyKey,
+    "policy_entry": PolicyEntry,
+    "address_key4": AddressKey4,
+    "address_key6": AddressKey6,
+    "cgroup_entry": CgroupEntry,
+    "subject_member": SubjectMember,
+    "subject_key": SubjectKey,
+    "subject_entry": SubjectEntry,
+    "executable_key": ExecutableKey,
+    "sock_state": SockState,
+    "datagram_key": DatagramKey,
+    "datagram_entry": DatagramEntry,
+    "fragment_key": FragmentKey,
+    "fragment_entry": FragmentEntry,
+    "echo_key": EchoKey,
+    "edge_key": EdgeKey,
+    "bucket": Bucket,
+    "setting": Setting,
+    "verdict_event": VerdictEvent,
+    "lifecycle_event": LifecycleEvent,
+}
+"""Every struct, by its C name."""
+
+
+ENUMS: Final[dict[str, type[IntEnum | IntFlag]]] = {
+    "abi": Abi,
+    "capacity": Capacity,
+    "direction": Direction,
+    "verdict": Verdict,
+    "mode": Mode,
+    "identity": Identity,
+    "drop_reason": DropReason,
+    "control_kind": ControlKind,
+    "loss": Loss,
+    "control_flag": ControlFlag,
+    "need": Need,
+    "sock_flag": SockFlag,
+    "event_hook": EventHook,
+    "event_flag": EventFlag,
+    "lifecycle_kind": LifecycleKind,
+    "subject": Subject,
+}
+"""Every enum, by its C name."""
+
+
+def name_of(enum_cls: type[IntEnum | IntFlag], value: int) -> str:
+    """`DropReason, 5` -> `no-policy`. Flags join by commas, no flag is `none`. Unknown values print as numbers."""
+    if issubclass(enum_cls, IntFlag):
+        return _names_of_flags(enum_cls, value)
+    for member in enum_cls:
+        if member.value == value:
+            return _spoken(member.name)
+    return str(value)
+
+
+def _names_of_flags(enum_cls: type[IntFlag], value: int) -> str:
+    names = []
+    for member in enum_cls:
+        if value & member.value:
+            names.append(_spoken(member.name or ""))
+            value &= ~member.value
+    if value:
+        names.append(str(value))
+    return ",".join(names) or "none"
+
+
+def _spoken(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def static_assertions() -> str:
+    """C text that fails to compile unless the compiler lays every type out as these classes do.
+
+    Names the size of every struct, offset and width of every field, and the value of every enum member.
+    """
+    return "".join(f"{line}\n" for line in _assertions())
+
+
+def _assertions() -> Iterator[str]:
+    for tag, struct in STRUCTS.items():
+        yield _assertion(f"sizeof(struct {tag}) == {sizeof(struct)}", f"size of {tag}")
+        for field in struct._fields_:
+            descriptor = getattr(struct, field[0])
+            place = f"{tag}.{field[0]}"
+            yield _assertion(
+                f"__builtin_offsetof(struct {tag}, {field[0]}) == {descriptor.offset}", f"offset of {place}"
+            )
+            yield _assertion(f"sizeof(((struct {tag} *)0)->{field[0]}) == {descriptor.size}", f"width of {place}")
+    for tag, enum_cls in ENUMS.items():
+        for name, member in enum_cls.__members__.items():
+            constant = f"{tag.upper()}_{name}"
+            yield _assertion(f"(long long){constant} == {member.value}LL", f"value of {constant}")
+
+
+def _assertion(condition: str, what: str) -> str:
+    return f'_Static_assert({condition}, "{what} differs between bpf/abi.h and bulkhead.abi");'

@@ -1,0 +1,351 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * abi.h: every type that crosses between the kernel programs and the agent.
+ *
+ * The only hand-written definition. tools/genabi.py turns this file into agent/bulkhead/abi.py, and the loader appends
+ * one _Static_assert per field (offset and width) and per enum member before each compile, so that C and Python cannot
+ * drift apart silently.
+ *
+ * Grammar kept small on purpose: enums with explicit values, structs of fixed-width scalars and arrays of them, every
+ * padding byte named. No bit-fields, unions, pointers or nested structs. Byte order is in the type (__be16).
+ *
+ * INVARIANT: `sock_state` lives in sockets that outlive the agent. It is append-only inside its reserved bytes and its
+ * size never changes; `ABI_LAYOUT` names the layout, and an agent refuses pins that carry a newer one.
+ */
+#ifndef BULKHEAD_ABI_H
+#define BULKHEAD_ABI_H
+
+enum abi {
+    ABI_LAYOUT = 1, /* layout number of everything that is pinned; raised when a struct changes incompatibly */
+};
+
+/* Capacity of the fixed-size maps. A policy that does not fit is refused as a whole before anything is written. */
+enum capacity {
+    CAPACITY_HIT_SLOTS = 131072, /* rules whose hits are counted, over all live generations */
+    CAPACITY_EDGES = 4096,       /* (local, remote, direction, verdict, reason) tuples counted one by one */
+    CAPACITY_CGROUPS = 65536,    /* control groups attested at once */
+    CAPACITY_SUBJECTS = 65536,   /* (group, executable, uid, gid) combinations */
+    CAPACITY_EXECUTABLES = 65536, /* executables attested at once */
+    CAPACITY_DATAGRAMS = 65536,  /* datagram conversations opened from here and remembered outside their socket */
+    CAPACITY_FRAGMENTS = 16384,  /* fragmented datagrams in flight */
+    CAPACITY_ECHOES = 16384,     /* echo requests waiting for their reply */
+};
+
+/* The endpoint's view: egress leaves a local endpoint, ingress arrives at one. */
+enum direction {
+    DIRECTION_EGRESS = 0,
+    DIRECTION_INGRESS = 1,
+};
+
+enum verdict {
+    VERDICT_NONE = 0,       /* not judged yet */
+    VERDICT_ALLOW = 1,      /* a rule allows it */
+    VERDICT_DENY = 2,       /* refused; the packet does not pass */
+    VERDICT_WOULD_DENY = 3, /* refused by policy, passed because the endpoint is in observe mode */
+};
+
+enum mode {
+    MODE_OBSERVE = 0,
+    MODE_ENFORCE = 1,
+};
+
+/*
+ * Identities. Bit 31 clear: a local endpoint or entity. Bit 31 set: an address class (a set of externals).
+ * Values up to IDENTITY_RESERVED_MAX never come out of the hash.
+ */
+enum identity {
+    IDENTITY_UNKNOWN = 0,        /* not attested; matches nothing */
+    IDENTITY_HOST = 1,           /* this machine: its kernel, and attested processes that no workload selects */
+    IDENTITY_AMBIGUOUS = 2,      /* two workloads select it with equal right; matches nothing */
+    IDENTITY_WORLD = 3,          /* an address outside this machine that no external names */
+    IDENTITY_RESERVED_MAX = 255,
+};
+
+enum drop_reason {
+    DROP_REASON_NONE = 0,
+    DROP_REASON_POLICY = 1,            /* no rule allows it: default deny */
+    DROP_REASON_EXPIRED = 2,           /* the allow that covered it has reached its deadline */
+    DROP_REASON_UNATTESTED = 3,        /* the local endpoint has no identity yet */
+    DROP_REASON_AMBIGUOUS = 4,         /* the local endpoint is selected by two workloads with equal right */
+    DROP_REASON_NO_POLICY = 5,         /* no generation has been switched in */
+    DROP_REASON_NO_STATE = 6,          /* socket storage could not be created */
+    DROP_REASON_MALFORMED = 7,         /* a header is truncated, contradicts another, or carries port 0 */
+    DROP_REASON_FRAGMENT = 8,          /* a later fragment whose first fragment was not allowed or not seen */
+    DROP_REASON_EXTENSION_HEADER = 9,  /* IPv6 extension headers that could hide the transport header */
+    DROP_REASON_MARTIAN = 10,          /* loopback, mapped or unspecified addresses where they cannot be */
+    DROP_REASON_LINK_PROTOCOL = 11,    /* an ethertype other than IPv4, IPv6 or ARP, or stacked VLAN tags */
+    DROP_REASON_PACKET_SOCKET = 12,    /* written to the device past the network stack (AF_PACKET) */
+    DROP_REASON_RAW_SOCKET = 13,       /* a transport segment forged through a raw socket */
+    DROP_REASON_OWNERLESS = 14,        /* no socket sent it, and it is no control packet of the kernel */
+    DROP_REASON_FORWARDED = 15,        /* routed or bridged through this machine */
+    DROP_REASON_CONTROL_RATE = 16,     /* a kernel control packet beyond its rate limit */
+    DROP_REASON_UNSOLICITED = 17,      /* an answer (SYN-ACK, echo reply, ICMP error) to nothing that was asked */
+    DROP_REASON_MULTICAST = 18,        /* multicast or broadcast arriving for no identity */
+    DROP_REASON_LOOPBACK_BYPASS = 19,  /* arrived on lo without having been judged when it left */
+    DROP_REASON_NEIGHBOUR = 20,        /* neighbour discovery from off-link or behind extension headers */
+    DROP_REASON_MAX = 21,
+};
+
+/* Packets that no socket owns and that a host cannot live without: passed under a name, counted, rate limited. */
+enum control_kind {
+    CONTROL_KIND_ARP = 0,            /* address resolution, IPv4 */
+    CONTROL_KIND_NEIGHBOUR = 1,      /* neighbour and router discovery with hop limit 255 */
+    CONTROL_KIND_TCP_RESET = 2,      /* RST sent by the kernel */
+    CONTROL_KIND_TCP_ACK = 3,        /* TIME_WAIT, challenge and SYN_RECV acknowledgements and SYN-ACKs, no data */
+    CONTROL_KIND_ICMP_ERROR = 4,     /* ICMP errors, sent by the kernel or quoting a live conversation */
+    CONTROL_KIND_ECHO_REPLY = 5,     /* the kernel's answer to an echo request that was allowed in */
+    CONTROL_KIND_GROUP = 6,          /* IGMP and MLD membership of this machine */
+    CONTROL_KIND_DHCP = 7,           /* client to server, and the server's answer */
+    CONTROL_KIND_MAX = 8,
+};
+
+/* What user space was not told, or what could not be remembered. Exact. */
+enum loss {
+    LOSS_EVENT_RING = 0,     /* verdict events that found the ring full */
+    LOSS_EVENT_RATE = 1,     /* verdict events beyond the sampling rate */
+    LOSS_EDGE = 2,           /* denials counted in total but not by edge: the edge map was full */
+    LOSS_LIFECYCLE = 3,      /* lifecycle events that found the ring full: a rescan is due */
+    LOSS_MAX = 4,
+};
+
+enum control_flag {
+    CONTROL_FLAG_HOST_ENFORCE = 1, /* the host entity is in enforce mode */
+    CONTROL_FLAG_ANY_ENFORCE = 2,  /* at least one workload, or the host, is in enforce mode */
+    CONTROL_FLAG_WATCH_EXEC = 4,   /* policy selects executables: report every exec */
+};
+
+/* Which attributes beside the control group decide the workload of an endpoint. */
+enum need {
+    NEED_EXECUTABLE = 1,
+    NEED_USER = 2,
+    NEED_GROUP = 4,
+};
+
+enum sock_flag {
+    SOCK_FLAG_OPENED = 1,    /* this end opened the conversation (it sent the SYN) */
+    SOCK_FLAG_RAW = 2,       /* a raw socket */
+    SOCK_FLAG_ADOPTED = 4,   /* older than the hooks; stamped by the agent */
+    SOCK_FLAG_ORIGIN = 8,    /* the origin fields are filled in */
+    SOCK_FLAG_STREAM = 16,   /* TCP: the verdict holds for the whole conversation */
+};
+
+enum event_hook {
+    EVENT_HOOK_TC = 0,       /* judged as a packet */
+    EVENT_HOOK_CALL = 1,     /* refused in connect() or sendmsg(): no packet was made */
+};
+
+enum event_flag {
+    EVENT_FLAG_CUT = 1,      /* a conversation that was allowed before is refused now */
+    EVENT_FLAG_LOOPBACK = 2, /* both ends are on this machine */
+    EVENT_FLAG_IPV6 = 4,
+};
+
+enum lifecycle_kind {
+    LIFECYCLE_KIND_CGROUP_MADE = 1,
+    LIFECYCLE_KIND_CGROUP_GONE = 2,
+    LIFECYCLE_KIND_MOVED = 3, /* a process was moved to another control group */
+    LIFECYCLE_KIND_EXEC = 4,  /* a process runs a new executable */
+};
+
+/* One 64-bit word, written at once: all maps of a generation change together. Slot = generation & 1. */
+struct control {
+    __u32 generation; /* 0: nothing has been switched in */
+    __u32 flags;      /* enum control_flag */
+};
+
+/*
+ * Fields in the order in which an LPM trie compares them: everything but the port is exact, then the port as a prefix,
+ * so that one lookup serves single ports and ranges. Ports are in network order for that reason. ICMP: type in the
+ * high byte, code in the low.
+ */
+struct policy_key {
+    __u32 prefix_bits;     /* 80 + bits of the port that count; 80 = any port */
+    __u32 local_identity;
+    __u32 remote_identity;
+    __u8 direction;        /* enum direction */
+    __u8 protocol;         /* IPPROTO_* */
+    __be16 port;           /* of the end that is being connected to */
+};
+
+struct policy_entry {
+    __u32 rule_id;    /* ordinal of the rule in its commit, from 1 */
+    __u32 hit_slot;   /* where its hits are counted; stable over generations */
+    __u32 deadline_s; /* seconds since boot (CLOCK_BOOTTIME) after which it lapses; 0 = never */
+    __u32 flags;      /* reserved, 0 */
+};
+
+struct address_key4 {
+    __u32 prefix_bits;
+    __u8 address[4];
+};
+
+struct address_key6 {
+    __u32 prefix_bits;
+    __u8 address[16];
+};
+
+/* Value under a cgroup id. `identity` is the answer when `needs` is 0, else the group to look on in `subjects`. */
+struct cgroup_entry {
+    __u32 identity;
+    __u8 mode;  /* enum mode */
+    __u8 needs; /* enum need */
+    __u16 reserved;
+};
+
+/* Is `value` one that group `group` tells apart in this dimension? Absent: treated as SUBJECT_OTHER. */
+struct subject_member {
+    __u32 group;
+    __u32 dimension; /* enum need */
+    __u32 value;     /* executable id, uid or gid */
+};
+
+struct subject_key {
+    __u32 group;
+    __u32 executable; /* id of a named executable, or SUBJECT_OTHER */
+    __u32 uid;        /* or SUBJECT_OTHER */
+    __u32 gid;        /* or SUBJECT_OTHER */
+};
+
+enum subject {
+    SUBJECT_OTHER = 4294967295, /* any value that the group does not name; also "does not matter" */
+};
+
+struct subject_entry {
+    __u32 identity;
+    __u32 mode; /* enum mode */
+};
+
+/* An executable as the kernel knows it; the inode generation guards against a reused inode number. */
+struct executable_key {
+    __u64 inode;
+    __u32 device;     /* the superblock's dev_t in kernel encoding: major << 20 | minor */
+    __u32 generation; /* of the inode */
+};
+
+/*
+ * State anchored in a socket. First cache line: what a packet needs. Second: who opened the socket, so that a new
+ * generation derives the identity again without user space.
+ */
+struct sock_state {
+    __u32 generation;       /* in which `verdict` was given; compared first, written last */
+    __u8 verdict;           /* enum verdict */
+    __u8 flags;             /* enum sock_flag */
+    __u8 direction;         /* enum direction of the conversation */
+    __u8 reason;            /* enum drop_reason when refused */
+    __u32 deadline_s;       /* as in policy_entry */
+    __u32 rule_id;
+    __u32 local_identity;
+    __u32 remote_identity;
+    __u32 identity_generation; /* in which local_identity was derived */
+    __u32 local_mode;       /* enum mode */
+    __u64 peer_word;        /* datagrams: hash of the last peer (47 bits), opened-by-us (1), generation (16) */
+    __u64 socket_cookie;
+    __u64 reserved_hot[2];
+    __u64 cgroup_id;        /* at opening */
+    __u64 opened_ns;        /* CLOCK_BOOTTIME */
+    __u64 exe_inode;
+    __u32 exe_device;
+    __u32 exe_generation;
+    __u32 uid;
+    __u32 gid;
+    __u32 tgid;
+    __u32 peer_tgid;        /* the local peer's process when both ends are on this machine */
+    char comm[16];
+};
+
+/* A peer that a datagram socket has opened a conversation with, remembered when the socket moved on to another. */
+struct datagram_key {
+    __u64 socket_cookie;
+    __u64 peer; /* as in sock_state.peer_word, without the generation */
+};
+
+struct datagram_entry {
+    __u32 generation; /* when it was displaced; the answer is judged by policy again anyway */
+    __u32 reserved;
+};
+
+struct fragment_key {
+    __u8 source[16];
+    __u8 destination[16];
+    __u32 identification;
+    __u8 protocol;
+    __u8 direction;
+    __u16 reserved;
+};
+
+struct fragment_entry {
+    __u64 seen_ns; /* CLOCK_MONOTONIC, coarse */
+};
+
+struct echo_key {
+    __u8 local_address[16];
+    __u8 remote_address[16];
+    __be16 identifier;
+    __u16 reserved[3];
+};
+
+struct edge_key {
+    __u32 local_identity;
+    __u32 remote_identity;
+    __u8 direction;
+    __u8 verdict;
+    __u8 reason;
+    __u8 reserved;
+};
+
+/* Allowance of one kind of control packet (or of verdict events, at index CONTROL_KIND_MAX), per CPU. */
+struct bucket {
+    __u64 window; /* coarse clock >> 30: about a second */
+    __u64 used;   /* in this window */
+    __u64 passed; /* since load, exact */
+};
+
+/* Secrets and constants that outlive a program reload. */
+struct setting {
+    __u64 hash_seed; /* keys peer_word; random, never shown */
+    __u32 layout;    /* ABI_LAYOUT of the pinned maps; 0 while a load is under way */
+    __u32 reserved;
+    char build[32];  /* digest of the sources that the pinned programs were compiled from */
+};
+
+struct verdict_event {
+    __u64 time_ns;         /* CLOCK_BOOTTIME */
+    __u64 socket_cookie;   /* of the local socket; 0 when there is none */
+    __u64 cgroup_id;
+    __u64 exe_inode;
+    __u32 exe_device;
+    __u32 exe_generation;
+    __u32 local_identity;
+    __u32 remote_identity;
+    __u32 rule_id;
+    __u32 generation;
+    __u32 ifindex;
+    __u32 tgid;
+    __u32 uid;
+    __u32 peer_tgid;
+    __u8 source[16];       /* IPv4 as ::ffff:a.b.c.d */
+    __u8 destination[16];
+    __be16 source_port;
+    __be16 destination_port; /* ICMP: type << 8 | code */
+    __u8 direction;        /* enum direction: which end judged */
+    __u8 protocol;
+    __u8 verdict;          /* enum verdict */
+    __u8 reason;           /* enum drop_reason */
+    __u8 hook;             /* enum event_hook */
+    __u8 flags;            /* enum event_flag */
+    __u16 reserved;
+    char comm[16];
+    __u32 reserved_tail;
+};
+
+struct lifecycle_event {
+    __u64 cgroup_id;
+    __u64 exe_inode;
+    __u32 exe_device;
+    __u32 exe_generation;
+    __u32 tgid;
+    __u32 kind;            /* enum lifecycle_kind */
+    char path[256];        /* of the control group, from the hierarchy's root; cut if longer */
+};
+
+#endif
