@@ -1,0 +1,530 @@
+"""Every finding about a policy: its code, its message, and why it is one. The only list of them.
+
+Codes never change their meaning and are never used again. `python -m bulkhead.policy.codes` prints docs/errors.md.
+
+    01xx  text and YAML         06xx  identity
+    02xx  structure             07xx  capacity
+    03xx  values                08xx  repository
+    04xx  names                 09xx  bundles
+    05xx  meaning, invariants   10xx  lint
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+VALUE_MAX = 80
+"""Longest piece of an author's text, in characters, that a message repeats."""
+
+GROUPS = {
+    "01": "Text and YAML",
+    "02": "Structure",
+    "03": "Values",
+    "04": "Names",
+    "05": "Meaning and invariants",
+    "06": "Identity",
+    "07": "Capacity",
+    "08": "Repository",
+    "09": "Bundles",
+    "10": "Lint",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """One kind of finding.
+
+    `template` is the message, filled in by `message`. `example` is a file that gives the finding, or, where no single
+    file can, what has to be done for it.
+    """
+
+    number: str
+    template: str
+    explanation: str
+    example: str
+    severity: str = "error"
+
+
+def _warning(number: str, template: str, explanation: str, example: str) -> Code:
+    return Code(number, template, explanation, example, "warning")
+
+
+_HEAD = "apiVersion: bulkhead/v1alpha1\nkind: Policy\nmetadata: {name: shop}\n"
+_SHOP = _HEAD + "workloads:\n  web: {match: {unit: nginx.service}}\n  api: {match: {unit: api.service}}\n"
+_REPOSITORY = "apiVersion: bulkhead/v1alpha1\nkind: Repository\n"
+
+_TEXT = (
+    Code(
+        "BH0100",
+        "{count} further findings are not shown",
+        "At most 20 findings are shown for a commit. Mend these first: the rest may follow from them.",
+        "a commit with more than 20 findings",
+    ),
+    Code(
+        "BH0101",
+        "this is not YAML: {problem}",
+        "The file cannot be read as YAML, so nothing behind this place was looked at.",
+        _HEAD + "workloads: {web: {match: {unit: nginx.service}}\n",
+    ),
+    Code(
+        "BH0102",
+        "this is not UTF-8",
+        "Policies are UTF-8 text, so that everybody reads the same characters.",
+        "a byte such as 0xff in a file",
+    ),
+    Code(
+        "BH0103",
+        "`*` starts a YAML alias here",
+        "Aliases repeat what was written elsewhere, out of sight of a reviewer, and can grow a small file without "
+        "bound. A glob that begins with `*` needs quotes.",
+        _HEAD + "workloads:\n  web: {match: {host: *.example.org, unit: nginx.service}}\n",
+    ),
+    Code(
+        "BH0104",
+        "`&` starts a YAML anchor here",
+        "Anchors serve aliases, which policies do not have. Text that begins with `&` needs quotes.",
+        _HEAD + "workloads:\n  web: &web {match: {unit: nginx.service}}\n",
+    ),
+    Code(
+        "BH0105",
+        "a YAML tag or directive has no place in a policy",
+        "A tag (`!!str`) or directive (`%TAG`) changes what the text behind it means.",
+        _HEAD + "workloads:\n  web: !!map {match: {unit: nginx.service}}\n",
+    ),
+    Code(
+        "BH0106",
+        "`<<` merges another mapping in here",
+        "Merge keys bring in keys that are not written at the place where they count.",
+        _HEAD + "workloads:\n  web:\n    <<: {}\n    match: {unit: nginx.service}\n",
+    ),
+    Code(
+        "BH0107",
+        "key `{key}` is written twice",
+        "Many YAML readers keep the last of two equal keys without a word, so the first would be lost.",
+        _HEAD + "metadata: {name: store}\n",
+    ),
+    Code(
+        "BH0108",
+        "a key must be plain text",
+        "A list or mapping as a key means nothing in a policy.",
+        _HEAD + "workloads:\n  ? [web]\n  : {match: {unit: nginx.service}}\n",
+    ),
+    Code(
+        "BH0109",
+        "nested deeper than {limit} levels",
+        "No policy needs it, and readers that recurse would fail on it.",
+        _HEAD + "workloads: " + "[" * 40 + "]" * 40 + "\n",
+    ),
+    Code(
+        "BH0110",
+        "character {character} is not allowed here",
+        "Characters that cannot be seen, that end a line for some readers only, or that change the direction of text "
+        "make a file look like something it is not.",
+        _HEAD + 'never:\n  - {name: quiet, from: any, to: world, why: "see\\u202e"}\n',
+    ),
+    Code(
+        "BH0111",
+        "`{text}` is {meaning} to YAML, not text",
+        "Some YAML readers turn this unquoted text into something else. Quotes make it text for all of them.",
+        _REPOSITORY + "trustDomain: example.org\ndefaults: {mtls: off}\n",
+    ),
+)
+
+_STRUCTURE = (
+    Code(
+        "BH0201",
+        "the repository has no `kind: Repository` in `bulkhead.yaml`",
+        "One `kind: Repository` document, in `bulkhead.yaml` at the root, names the trust domain.",
+        "a repository without the file `bulkhead.yaml`",
+    ),
+    Code(
+        "BH0202",
+        "`kind: {kind}` does not belong here",
+        "`bulkhead.yaml` at the root holds exactly one `kind: Repository` document; every other YAML file holds "
+        "`kind: Policy` documents.",
+        _REPOSITORY + "trustDomain: example.org\n",
+    ),
+    Code(
+        "BH0203",
+        "`{version}` is not a version of the policy language",
+        "The version says which meaning a file was written for; only `bulkhead/v1alpha1` is known.",
+        "apiVersion: bulkhead/v2\nkind: Policy\nmetadata: {name: shop}\n",
+    ),
+    Code(
+        "BH0204",
+        "`{kind}` is not a kind of document",
+        "Documents are `kind: Policy` or `kind: Repository`.",
+        "apiVersion: bulkhead/v1alpha1\nkind: Polcy\nmetadata: {name: shop}\n",
+    ),
+    Code(
+        "BH0205",
+        "unknown key `{key}` in {what}",
+        "A key that nobody reads is most likely a misspelt one that somebody relies on.",
+        _HEAD + "workload: {}\n",
+    ),
+    Code(
+        "BH0206",
+        "{what} needs `{key}`",
+        "A required key is missing.",
+        _HEAD + "allow:\n  - {name: web-api, from: any, to: any}\n",
+    ),
+    Code(
+        "BH0207",
+        "{what} must be {wanted}, not {found}",
+        "The value has another shape than the language gives it.",
+        _HEAD + "allow:\n  - {name: web-api, from: any, to: any, ports: 443}\n",
+    ),
+    Code(
+        "BH0208",
+        "`{key}` is not in this version",
+        "The language has a place for it, this version cannot enforce it, and what cannot be enforced is refused.",
+        _HEAD + "externals:\n  s3: {fqdn: [s3.example.com]}\n",
+    ),
+    Code(
+        "BH0209",
+        "{what} must not be empty",
+        "An empty list or mapping is more likely a slip than a wish. A selector of everything is written `all: true`.",
+        _HEAD + "workloads:\n  web: {match: {}}\n",
+    ),
+)
+
+_VALUES = (
+    Code(
+        "BH0301",
+        "`{text}` is not a name",
+        "Names are lower-case letters, digits and inner hyphens, at most 63: they become part of SPIFFE IDs.",
+        _HEAD + "workloads:\n  Web: {match: {unit: nginx.service}}\n",
+    ),
+    Code(
+        "BH0302",
+        "`{text}` is not a port: {problem}",
+        "Ports are `443`, `8000-8100`, `53/udp`, `any/tcp`, `icmp`, `icmp/echo`, `proto/47` or `any`.",
+        _HEAD + "allow:\n  - {name: web-api, from: any, to: any, ports: [70000]}\n",
+    ),
+    Code(
+        "BH0303",
+        "`{text}` is not an address prefix",
+        "An external lists IPv4 or IPv6 prefixes such as `10.0.0.0/8` or `2001:db8::/32`.",
+        _HEAD + "externals:\n  users: {cidr: [10.0.0.300/8]}\n",
+    ),
+    Code(
+        "BH0304",
+        "`{text}` has bits set behind its prefix",
+        "Either the address or the length is not what was meant.",
+        _HEAD + "externals:\n  users: {cidr: [10.1.2.3/8]}\n",
+    ),
+    Code(
+        "BH0305",
+        "`{text}` is an IPv4-mapped prefix",
+        "Such addresses never appear in packets: an IPv4 conversation is judged by IPv4 prefixes alone.",
+        _HEAD + 'externals:\n  users: {cidr: ["::ffff:10.0.0.0/104"]}\n',
+    ),
+    Code(
+        "BH0306",
+        "`{text}` is not a value of {what}",
+        "The key takes one of a few words.",
+        _HEAD + "workloads:\n  web: {match: {unit: nginx.service}, mode: enforced}\n",
+    ),
+    Code(
+        "BH0307",
+        "`{text}` is not a point in time with its zone",
+        "`expires` is RFC 3339 with a zone, such as `2027-01-31T18:00:00Z`: without one it is another on every host.",
+        _HEAD
+        + "exceptions:\n  - {name: a, from: any, to: any, ports: [22], expires: 2027-01-31, owner: a, ticket: b}\n",
+    ),
+    Code(
+        "BH0308",
+        "`{text}` cannot match: {problem}",
+        "The selector can never be true, so the workload would have no endpoint and its rules no effect.",
+        _HEAD + "workloads:\n  web: {match: {unit: nginx}}\n",
+    ),
+    Code(
+        "BH0309",
+        "`{text}` is not a path that can be matched: {problem}",
+        "Paths are absolute and written as the kernel shows them.",
+        _HEAD + "workloads:\n  web: {match: {exe: bin/nginx}}\n",
+    ),
+    Code(
+        "BH0310",
+        "`{text}` is not a {what}",
+        "Users and groups are written as their name or as a decimal number below 4294967295.",
+        _HEAD + "workloads:\n  web: {match: {user: www*}}\n",
+    ),
+    Code(
+        "BH0311",
+        "`{text}` is not a label",
+        "Keys and values of labels are at most 63 letters, digits and inner `-`, `_`, `.` and `/`.",
+        _HEAD + 'workloads:\n  web: {match: {unit: nginx.service}, labels: {tier: "web tier"}}\n',
+    ),
+    Code(
+        "BH0312",
+        "`all` selects everything: {problem}",
+        "`all: true` stands alone, with `host` at most.",
+        _HEAD + "workloads:\n  web: {match: {all: true, unit: nginx.service}}\n",
+    ),
+    Code(
+        "BH0313",
+        "`{text}` is not a trust domain",
+        "A trust domain is at most 255 lower-case letters, digits, dots, hyphens and underscores, as in SPIFFE.",
+        _REPOSITORY + "trustDomain: Example.org\n",
+    ),
+    Code(
+        "BH0314",
+        "`{text}` is not `PEER:PORT`",
+        "A target is a peer and a port with a colon between.",
+        _SHOP + "tests:\n  - {from: web, accept: [api]}\n",
+    ),
+    Code(
+        "BH0315",
+        "a lifeline rule ends at `host:PORT`",
+        "Lifeline rules keep an operator's way into the machine itself open, and nothing else.",
+        _REPOSITORY + 'trustDomain: example.org\nhosts: {lifeline: [{from: any, to: "any:22"}]}\n',
+    ),
+)
+
+_NAMES = (
+    Code(
+        "BH0401",
+        "{what} `{name}` exists already",
+        "A name stands for one thing: policies in a repository; workloads and externals together, rules, and "
+        "invariants in a policy.",
+        _SHOP + "externals:\n  web: {cidr: [192.0.2.0/24]}\n",
+    ),
+    Code(
+        "BH0402",
+        "`{name}` is a word of the language",
+        "Entities (`any`, `host`, `world`, `unknown`) and the policy `hosts` of lifeline rules exist already.",
+        _HEAD + "workloads:\n  world: {match: {unit: nginx.service}}\n",
+    ),
+    Code(
+        "BH0403",
+        "`unknown` cannot be a peer",
+        "It stands for a peer without a proven identity, which matches nothing.",
+        _SHOP + "allow:\n  - {name: open, from: unknown, to: web, ports: [443]}\n",
+    ),
+    Code(
+        "BH0411",
+        "`{name}` is the name of several peers",
+        "A bare name in `bulkhead.yaml` is looked for in all policies.",
+        "a lifeline rule from `admins`, and two policies with an external of that name",
+    ),
+    Code(
+        "BH0412",
+        "unknown {what} `{name}`",
+        "Nothing of that name is there, so the rule would match nothing.",
+        _SHOP + "allow:\n  - {name: web-api, from: web, to: ap1, ports: [443]}\n",
+    ),
+)
+
+_MEANING = (
+    Code(
+        "BH0501",
+        "rule `{rule}` lets {source} reach {destination}, which `{never}` forbids",
+        "A `never` says what no rule may allow, exceptions included. The commit is refused.",
+        "a rule that allows what a `never` forbids",
+    ),
+    Code(
+        "BH0502",
+        "test fails: {problem}",
+        "The repository's own tests say otherwise than its rules. The commit is refused.",
+        "a test that the rules do not fulfil",
+    ),
+    Code(
+        "BH0503",
+        "`{source}` and `{destination}` are both outside",
+        "Bulkhead stands at neither end, so it cannot be enforced. One end at least is a workload, `any` or `host`.",
+        _HEAD + "allow:\n  - {name: transit, from: world, to: world, ports: [443]}\n",
+    ),
+    Code(
+        "BH0504",
+        "`{peer}` cannot prove an identity, so `mtls: required` cannot hold",
+        "Addresses outside the trust domain have no SVID.",
+        _SHOP + "allow:\n  - {name: in, from: world, to: web, ports: [443], mtls: required}\n",
+    ),
+    _warning(
+        "BH0505",
+        "no workload carries the labels `{labels}`",
+        "The selection is empty and matches nothing; most likely a label is misspelt.",
+        _SHOP + "allow:\n  - {name: web-db, from: web, to: {tier: data}, ports: [5432]}\n",
+    ),
+)
+
+_IDENTITY = (
+    Code(
+        "BH0601",
+        "workloads `{one}` and `{other}` can select the same endpoint with equal right",
+        "An endpoint has one workload, the most specific. Here neither is: narrow one of them.",
+        _HEAD + 'workloads:\n  web: {match: {unit: "nginx*.service"}}\n  proxy: {match: {unit: "*nginx.service"}}\n',
+    ),
+    Code(
+        "BH0602",
+        "`{one}` and `{other}` hash to the same identity",
+        "The number of a workload is a hash of its SPIFFE ID. Two that collide, and one that falls on a number "
+        "reserved for entities, are refused: rename the workload.",
+        "two workloads whose SPIFFE IDs begin with the same 31 bits of SHA-256",
+    ),
+)
+
+_CAPACITY = (
+    Code(
+        "BH0701",
+        "{problem}",
+        "A policy that is larger than the kernel's maps is refused whole, before anything is written.",
+        "a policy that compiles to more entries than the maps hold",
+    ),
+    Code(
+        "BH0702",
+        "{count} rules are more than {limit}",
+        "The limit keeps the work that a commit can cause within bounds.",
+        "a repository of more than 200,000 rules",
+    ),
+)
+
+_LINT = (
+    _warning(
+        "BH1001",
+        "`{rule}` adds nothing to `{other}`",
+        "Another rule allows all of it already, for at least as long.",
+        _SHOP + "allow:\n  - {name: wide, from: web, to: api, ports: [8000-9000]}\n"
+        "  - {name: narrow, from: web, to: api, ports: [8443]}\n",
+    ),
+    _warning(
+        "BH1002",
+        "`{rule}` trusts all of `{network}`: whoever is on the network is let through",
+        "A private network is a place, not an identity. Name the workloads, or the few addresses that cannot have one.",
+        _SHOP + "externals:\n  office: {cidr: [10.0.0.0/8]}\nallow:\n"
+        "  - {name: office-web, from: office, to: web, ports: [443]}\n",
+    ),
+    _warning(
+        "BH1003",
+        "`{rule}` opens every {protocol} port between workloads",
+        "A service listens on a few ports; the others serve nobody but an intruder.",
+        _SHOP + "allow:\n  - {name: web-api, from: web, to: api, ports: [any/tcp]}\n",
+    ),
+    Code(
+        "BH1004",
+        "exception `{rule}` expired at {expires}",
+        "It allows nothing any more. Remove it, or renew it with a ticket that says why.",
+        _SHOP + "exceptions:\n  - {name: debug, from: web, to: api, ports: [22], expires: 2020-01-31T18:00:00Z, "
+        "owner: team, ticket: T-1}\n",
+    ),
+    _warning(
+        "BH1005",
+        "no rule names workload `{name}`",
+        "In enforce mode it reaches nothing and is reached by nothing.",
+        _HEAD + "workloads:\n  web: {match: {unit: nginx.service}}\n",
+    ),
+    _warning(
+        "BH1006",
+        "nothing uses external `{name}`",
+        "No rule, invariant or test names it.",
+        _HEAD + "externals:\n  users: {cidr: [192.0.2.0/24]}\n",
+    ),
+    _warning(
+        "BH1007",
+        "`hosts.mode` is enforce and there is no lifeline",
+        "The machines themselves are enforced, and no lifeline rule keeps an operator's way in.",
+        "hosts: {mode: enforce} without lifeline in `bulkhead.yaml`",
+    ),
+    _warning(
+        "BH1008",
+        "`{network}` in `except` takes nothing away from external `{name}`",
+        "It overlaps no prefix of `cidr`.",
+        _SHOP + "externals:\n  users: {cidr: [192.0.2.0/24], except: [10.0.0.0/8]}\nallow:\n"
+        "  - {name: in, from: users, to: web, ports: [443]}\n",
+    ),
+)
+
+_SOURCE = (
+    Code(
+        "BH0801",
+        "`{path}` is a {what}",
+        "Only regular files of the commit itself are read: what a symbolic link or submodule leads to is not in it.",
+        "a symbolic link or submodule in the repository",
+    ),
+    Code(
+        "BH0802",
+        "`{path}` is not a path of a policy repository",
+        "Paths stay inside the repository, name each file once, and are printable UTF-8.",
+        "a tree entry called `..`",
+    ),
+    Code(
+        "BH0803",
+        "`{path}` has {size} bytes, more than {limit}",
+        "The limit keeps the work that a commit can cause within bounds.",
+        "a policy file of more than 1 MiB",
+    ),
+    Code(
+        "BH0804",
+        "the repository holds {amount} of policy, more than {limit}",
+        "The limit keeps the work that a commit can cause within bounds.",
+        "more than 10,000 policy files, or more than 64 MiB of them",
+    ),
+    Code(
+        "BH0805",
+        "`{path}` and `{other}` differ in case only",
+        "On some file systems they are one file, so a reviewer may have seen only one of them.",
+        "the files `shop.yaml` and `Shop.yaml` in one directory",
+    ),
+    Code(
+        "BH0806",
+        "blob {blob_id} of `{path}` does not have the content that its id stands for",
+        "The object store is damaged or was tampered with.",
+        "a changed object in `.git/objects`",
+    ),
+)
+
+_BUNDLE = (
+    Code(
+        "BH0901",
+        "not a policy bundle: {problem}",
+        "The compiled policy that was handed over is damaged, or was made by another version.",
+        "a bundle file that was cut short",
+    ),
+)
+
+CODES: dict[str, Code] = {
+    entry.number: entry
+    for group in (_TEXT, _STRUCTURE, _VALUES, _NAMES, _MEANING, _IDENTITY, _CAPACITY, _SOURCE, _BUNDLE, _LINT)
+    for entry in group
+}
+
+
+def code(number: str) -> Code:
+    """The registered code. Raises KeyError for any other: a code is written here before it is used."""
+    return CODES[number]
+
+
+def message(number: str, **values: object) -> str:
+    """The message of a code; `values` may be an author's text and are made fit for a terminal."""
+    return CODES[number].template.format(**{name: presentable(str(value)) for name, value in values.items()})
+
+
+def presentable(text: str) -> str:
+    """An author's text, shortened, without a character that a terminal would obey."""
+    shortened = text if len(text) <= VALUE_MAX else text[: VALUE_MAX - 1] + "…"
+    return "".join(character if character.isprintable() else f"\\u{{{ord(character):x}}}" for character in shortened)
+
+
+def document() -> str:
+    """docs/errors.md."""
+    introduction = (
+        "# Findings\n\nEvery finding about a policy, by its code. A commit with an error is refused whole and the last "
+        "good one stays in force; warnings refuse nothing.\n\nGenerated: `python -m bulkhead.policy.codes`.\n"
+    )
+    parts = [introduction]
+    for prefix, title in GROUPS.items():
+        parts.append(f"\n## {title}\n")
+        parts.extend(_section(entry) for number, entry in sorted(CODES.items()) if number[2:4] == prefix)
+    return "".join(parts)
+
+
+def _section(entry: Code) -> str:
+    example = f"```yaml\n{entry.example}```" if entry.example.endswith("\n") else f"When: {entry.example}."
+    level = "" if entry.severity == "error" else f" ({entry.severity})"
+    return f"\n### {entry.number}{level}\n\n> {entry.template}\n\n{entry.explanation}\n\n{example}\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(document())

@@ -1,0 +1,98 @@
+"""One file as it was read, before its names are resolved: a function of path and content alone, so that it can be kept.
+
+Names stay nodes, for their place. A draft holds only what was sound; what was not is in `diagnostics`.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import NamedTuple
+
+from bulkhead.errors import Diagnostic
+from bulkhead.policy.model import Level, Match, Mode, Network, PortSpec
+from bulkhead.policy.yaml_nodes import Scalar, Spot
+
+
+class DraftPeer(NamedTuple):
+    """Names, or labels that select workloads; never both."""
+
+    names: tuple[Scalar, ...]
+    labels: tuple[tuple[str, str], ...]
+    text: str
+    spot: Spot
+
+
+class DraftRule(NamedTuple):
+    name: Scalar
+    source: DraftPeer
+    destination: DraftPeer
+    ports: tuple[PortSpec, ...]
+    spot: Spot
+    kind: str = "allow"
+    expires: datetime | None = None
+    owner: str = ""
+    ticket: str = ""
+    why: str = ""
+    mtls: Scalar | None = None
+
+
+class DraftWorkload(NamedTuple):
+    """`match` is None when it was not sound: the name is still taken."""
+
+    name: Scalar
+    match: Match | None
+    mode: Mode | None
+    labels: tuple[tuple[str, str], ...]
+
+
+class DraftExternal(NamedTuple):
+    name: Scalar
+    cidr: tuple[Network, ...]
+    excluded: tuple[Network, ...]
+
+
+class DraftTarget(NamedTuple):
+    """One `PEER:PORT`."""
+
+    peer: DraftPeer
+    ports: tuple[PortSpec, ...]
+    text: str
+    spot: Spot
+
+
+class DraftTest(NamedTuple):
+    source: DraftPeer
+    accept: tuple[DraftTarget, ...]
+    deny: tuple[DraftTarget, ...]
+    spot: Spot
+
+
+class DraftPolicy(NamedTuple):
+    name: Scalar
+    level: Level
+    owner: str
+    spot: Spot
+    workloads: tuple[DraftWorkload, ...] = ()
+    externals: tuple[DraftExternal, ...] = ()
+    rules: tuple[DraftRule, ...] = ()
+    nevers: tuple[DraftRule, ...] = ()
+    tests: tuple[DraftTest, ...] = ()
+
+
+class DraftRepository(NamedTuple):
+    trust_domain: str
+    mode: Mode
+    host_mode: Mode
+    lifeline: tuple[DraftRule, ...]
+
+
+class Draft(NamedTuple):
+    """One file. Not `complete` when names that others may use are missing from it."""
+
+    path: str
+    policies: tuple[DraftPolicy, ...]
+    repository: DraftRepository | None
+    diagnostics: tuple[Diagnostic, ...]
+    dropped: int
+    """Findings beyond those in `diagnostics`."""
+    complete: bool

@@ -1,0 +1,228 @@
+"""What authors wrote, as typed values. Nothing here knows of the kernel.
+
+Every value that an author can be asked about carries its `Loc`. All classes are frozen: a PolicySet is a function of
+one commit and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from ipaddress import IPv4Network, IPv6Network
+from typing import NewType
+
+from bulkhead.errors import Loc
+from bulkhead.policy.source import Sources
+
+RuleId = NewType("RuleId", int)
+"""Ordinal of a rule in its commit, from 1, by sorted file and document order. 0: no rule matched."""
+
+QualifiedName = NewType("QualifiedName", str)
+"""`policy/name` of a workload, external or rule."""
+
+Network = IPv4Network | IPv6Network
+
+
+class Mode(StrEnum):
+    """What a workload's refusals do."""
+
+    OBSERVE = "observe"
+    """They are counted and reported as would-deny; packets pass."""
+    ENFORCE = "enforce"
+    """They are dropped."""
+
+
+class Entity(StrEnum):
+    """Built-in peers."""
+
+    ANY = "any"
+    """Every workload of the trust domain; neither the host nor the world."""
+    HOST = "host"
+    """This machine: its kernel, and its processes that no workload selects."""
+    WORLD = "world"
+    """Every address outside this machine, externals included."""
+    UNKNOWN = "unknown"
+    """A peer without a proven identity. Reserved: matches nothing, and rules may not name it yet."""
+
+
+class Level(StrEnum):
+    """Who may write a policy; not a precedence."""
+
+    GUARDRAIL = "guardrail"
+    PLATFORM = "platform"
+    APP = "app"
+
+
+class Protocol(StrEnum):
+    """Protocols with names of their own in the language."""
+
+    TCP = "tcp"
+    UDP = "udp"
+    ICMP = "icmp"
+    """ICMP and ICMPv6 alike; ports are ICMP types by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class PortSpec:
+    """One entry of `ports`, exactly as wide as what was written.
+
+    `protocols` are IP protocol numbers (TCP 6, UDP 17, ICMP 1, ICMPv6 58, or any other for `proto/N`). `first` and
+    `last` bound the port, inclusive, in 0..65535; for ICMP the "port" is `type << 8 | code`, so one type is the range
+    `type << 8 .. type << 8 | 255`. Protocols without ports use 0..65535.
+    """
+
+    protocol: int
+    first: int
+    last: int
+    text: str
+    """As the author wrote it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The selector of a workload: keys AND, values of a list OR.
+
+    `host`, `cgroup` and `unit` are globs (`*` matches within one path component, `?` one character, all else is
+    literal). `cgroup` is anchored at the agent's control group root and covers the whole subtree below a match.
+    `exe` is an absolute path after symlinks are resolved. `user` and `group` are names or numbers as text.
+    `everything` is `all: true`: any attested endpoint.
+    """
+
+    host: tuple[str, ...] = ()
+    cgroup: tuple[str, ...] = ()
+    unit: tuple[str, ...] = ()
+    exe: tuple[str, ...] = ()
+    user: tuple[str, ...] = ()
+    group: tuple[str, ...] = ()
+    everything: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A named set of endpoints; has one identity."""
+
+    policy: str
+    name: str
+    match: Match
+    mode: Mode
+    loc: Loc
+    labels: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def qualified(self) -> QualifiedName:
+        return QualifiedName(f"{self.policy}/{self.name}")
+
+
+@dataclass(frozen=True, slots=True)
+class External:
+    """A named set of addresses outside the trust domain: `cidr` less `except`."""
+
+    policy: str
+    name: str
+    cidr: tuple[Network, ...]
+    excluded: tuple[Network, ...]
+    loc: Loc
+
+    @property
+    def qualified(self) -> QualifiedName:
+        return QualifiedName(f"{self.policy}/{self.name}")
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One side of a rule, resolved to qualified names; the union of all its fields."""
+
+    workloads: tuple[QualifiedName, ...] = ()
+    externals: tuple[QualifiedName, ...] = ()
+    entities: tuple[Entity, ...] = ()
+    text: str = ""
+    """As the author wrote it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One author-written allow; an exception is a rule with `expires`."""
+
+    rule_id: RuleId
+    policy: str
+    name: str
+    source: Peer
+    destination: Peer
+    ports: tuple[PortSpec, ...]
+    loc: Loc
+    expires: datetime | None = None
+    """Timezone-aware; None means never."""
+    owner: str = ""
+    ticket: str = ""
+    why: str = ""
+    kind: str = "allow"
+    """`allow`, `exception` or `lifeline`."""
+
+    @property
+    def qualified(self) -> QualifiedName:
+        return QualifiedName(f"{self.policy}/{self.name}")
+
+
+@dataclass(frozen=True, slots=True)
+class Never:
+    """An invariant: no rule of the repository may allow anything from `source` to `destination` (on `ports`)."""
+
+    policy: str
+    name: str
+    source: Peer
+    destination: Peer
+    ports: tuple[PortSpec, ...]
+    """Empty: any port."""
+    why: str
+    loc: Loc
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """`PEER:PORT` in a test."""
+
+    destination: Peer
+    port: PortSpec
+    text: str
+    loc: Loc
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyTest:
+    """`accept`: every member of `source` reaches; `deny`: none does."""
+
+    policy: str
+    source: Peer
+    accept: tuple[Expectation, ...]
+    deny: tuple[Expectation, ...]
+    loc: Loc
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One `kind: Policy` document's metadata. Several documents may share a file."""
+
+    name: str
+    level: Level
+    owner: str
+    loc: Loc
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySet:
+    """Everything one commit says, checked and with names resolved."""
+
+    commit: str
+    """Full commit id; empty when read from a directory."""
+    trust_domain: str
+    host_mode: Mode
+    policies: tuple[Policy, ...] = ()
+    workloads: tuple[Workload, ...] = ()
+    externals: tuple[External, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    nevers: tuple[Never, ...] = ()
+    tests: tuple[PolicyTest, ...] = ()
+    files: tuple[str, ...] = field(default=())
+    sources: Sources | None = field(default=None, repr=False, compare=False)
+    """What it was read from, so that a line can be shown. Says nothing that the other fields do not."""

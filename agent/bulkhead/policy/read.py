@@ -1,0 +1,360 @@
+"""One file to its draft: the shape of documents, every value checked, no name looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from bulkhead.policy.draft import (
+    Draft,
+    DraftExternal,
+    DraftPeer,
+    DraftPolicy,
+    DraftRepository,
+    DraftRule,
+    DraftTarget,
+    DraftTest,
+    DraftWorkload,
+)
+from bulkhead.policy.fields import (
+    Keys,
+    did_you_mean,
+    expect_items,
+    expect_mapping,
+    read_mapping,
+    read_text,
+    read_word,
+    read_words,
+    read_written,
+)
+from bulkhead.policy.findings import Findings
+from bulkhead.policy.model import Level, Match, Mode
+from bulkhead.policy.values import (
+    RESERVED,
+    is_name,
+    port_of,
+    read_labels,
+    read_match,
+    read_name,
+    read_networks,
+    read_peer_name,
+    read_ports,
+    read_time,
+    read_trust_domain,
+)
+from bulkhead.policy.yaml_nodes import Broken, Mapping, Node, Scalar, Sequence, Spot, compose
+
+API_VERSION = "bulkhead/v1alpha1"
+REPOSITORY_FILE = "bulkhead.yaml"
+HOSTS = "hosts"
+"""The policy that lifeline rules belong to."""
+
+VALUES_BEGIN = "BH03"
+"""Findings of a lower code are about structure: a misspelt or doubled key may have taken names with it."""
+
+LEVELS = {level.value: level for level in Level}
+MODES = {mode.value: mode for mode in Mode}
+MTLS = {"required": True, "off": False}
+
+_RULE = ("from", "to")
+PROSE = ("owner", "ticket", "why")
+KEYS_REPOSITORY = Keys("the repository", ("apiVersion", "kind", "trustDomain"), ("defaults", "hosts"))
+KEYS_DEFAULTS = Keys("`defaults`", (), ("mode", "mtls"))
+KEYS_HOSTS = Keys("`hosts`", (), ("mode", "lifeline"))
+KEYS_LIFELINE = Keys("a lifeline rule", _RULE)
+KEYS_POLICY = Keys(
+    "the policy",
+    ("apiVersion", "kind", "metadata"),
+    ("workloads", "externals", "allow", "never", "exceptions", "tests"),
+)
+KEYS_METADATA = Keys("`metadata`", ("name",), ("level", "owner"))
+KEYS_WORKLOAD = Keys("a workload", ("match",), ("labels", "mode"))
+KEYS_EXTERNAL = Keys("an external", ("cidr",), ("except",))
+KEYS_ALLOW = Keys("a rule", ("name", *_RULE, "ports"), (*PROSE, "mtls"))
+KEYS_EXCEPTION = Keys("an exception", ("name", *_RULE, "ports", "expires", "owner", "ticket"), ("why", "mtls"))
+KEYS_NEVER = Keys("an invariant", ("name", *_RULE), ("ports", "why"))
+KEYS_TEST = Keys("a test", ("from",), ("accept", "deny"))
+
+T = TypeVar("T")
+
+
+def read_file(path: str, content: bytes) -> Draft:
+    """The draft of one file. Nothing is raised for what an author wrote."""
+    findings = Findings(path, content)
+    composition = compose(content, findings)
+    policies: list[DraftPolicy] = []
+    repositories: list[DraftRepository] = []
+    whole = composition.complete
+    for document in composition.documents:
+        whole &= _read_document(document, path, policies, repositories, findings)
+    whole &= not any(each.code < VALUES_BEGIN for each in findings.diagnostics)
+    return Draft(
+        path=path,
+        policies=tuple(policies),
+        repository=repositories[0] if repositories else None,
+        diagnostics=tuple(findings.diagnostics),
+        dropped=findings.count - len(findings.diagnostics),
+        complete=whole,
+    )
+
+
+def _read_document(
+    node: Node, path: str, policies: list[DraftPolicy], repositories: list[DraftRepository], findings: Findings
+) -> bool:
+    """Adds one document to its list. False when names that it may hold are lost."""
+    if isinstance(node, Scalar) and node.plain and not node.text:
+        return True
+    kind = _read_kind(node, findings)
+    if kind is None or not isinstance(node, Mapping):
+        return False
+    if (kind.text == "Repository") != (path == REPOSITORY_FILE) or (kind.text == "Repository" and repositories):
+        findings.add("BH0202", kind, hint=_kind_hint(kind.text, path), kind=kind.text)
+        return False
+    if kind.text == "Repository":
+        repository = _read_repository(node, findings)
+        repositories.extend([repository] if repository else [])
+        return True
+    policy = _read_policy(node, findings)
+    policies.extend([policy] if policy else [])
+    return policy is not None
+
+
+def _kind_hint(kind: str, path: str) -> str:
+    if kind == "Policy":
+        return "move it to a file of its own"
+    return "there is one already" if path == REPOSITORY_FILE else f"it belongs in `{REPOSITORY_FILE}` at the root"
+
+
+def _read_kind(node: Node, findings: Findings) -> Scalar | None:
+    """The kind of a document whose version is understood."""
+    document = expect_mapping(node, "a document", findings)
+    if document is None:
+        return None
+    head = {key.text: value for key, value in document.entries if key.text in ("apiVersion", "kind")}
+    for key in ("apiVersion", "kind"):
+        if key not in head:
+            findings.add("BH0206", Spot(node.line, node.column), hint=_head_hint(key), what="a document", key=key)
+    if len(head) < 2:
+        return None
+    version = read_text(head["apiVersion"], "`apiVersion`", findings)
+    kind = read_text(head["kind"], "`kind`", findings)
+    if version and version.text != API_VERSION:
+        findings.add("BH0203", version, hint=f"write `{API_VERSION}`", version=version.text)
+        return None
+    if kind and kind.text not in ("Policy", "Repository"):
+        findings.add("BH0204", kind, hint=did_you_mean(kind.text, ("Policy", "Repository"), findings), kind=kind.text)
+        return None
+    return kind if version else None
+
+
+def _head_hint(key: str) -> str:
+    return f"write `apiVersion: {API_VERSION}`" if key == "apiVersion" else "write `kind: Policy`"
+
+
+def _read_repository(node: Mapping, findings: Findings) -> DraftRepository | None:
+    fields = read_mapping(node, KEYS_REPOSITORY, findings) or {}
+    trust_domain = read_trust_domain(fields["trustDomain"], findings) if "trustDomain" in fields else None
+    defaults = read_mapping(fields["defaults"], KEYS_DEFAULTS, findings) if "defaults" in fields else None
+    hosts = read_mapping(fields["hosts"], KEYS_HOSTS, findings) if "hosts" in fields else None
+    mode = _optional(defaults, "mode", lambda each: read_word(each, "`mode`", MODES, findings))
+    _optional(defaults, "mtls", lambda each: read_word(each, "`mtls`", MTLS, findings))
+    host_mode = _optional(hosts, "mode", lambda each: read_word(each, "`mode`", MODES, findings))
+    lifeline = _optional(hosts, "lifeline", lambda each: _read_lifeline(each, findings))
+    return DraftRepository(
+        trust_domain=trust_domain or "",
+        mode=mode or Mode.OBSERVE,
+        host_mode=host_mode or Mode.OBSERVE,
+        lifeline=lifeline or (),
+    )
+
+
+def _optional(fields: dict[str, Node] | None, key: str, read: Callable[[Node], T | None]) -> T | None:
+    return read(fields[key]) if fields and key in fields else None
+
+
+def _read_lifeline(node: Node, findings: Findings) -> tuple[DraftRule, ...]:
+    items = expect_items(node, "`lifeline`", findings) or ()
+    rules = [_read_lifeline_rule(item, number, findings) for number, item in enumerate(items, start=1)]
+    return tuple(rule for rule in rules if rule)
+
+
+def _read_lifeline_rule(node: Node, number: int, findings: Findings) -> DraftRule | None:
+    fields = read_mapping(node, KEYS_LIFELINE, findings)
+    if fields is None or len(fields) < len(KEYS_LIFELINE.required):
+        return None
+    source = _read_peer(fields["from"], "`from`", findings)
+    target = _read_target(fields["to"], findings)
+    if source is None or target is None:
+        return None
+    if target.peer.text != "host":
+        findings.add("BH0315", target.spot, hint="write it as `host:22`")
+        return None
+    name = Scalar(f"lifeline-{number}", False, node.line, node.column, node.width)
+    return DraftRule(name, source, target.peer, target.ports, _spot(node), kind="lifeline")
+
+
+def _read_policy(node: Mapping, findings: Findings) -> DraftPolicy | None:
+    fields = read_mapping(node, KEYS_POLICY, findings) or {}
+    draft = _read_metadata(fields["metadata"], node, findings) if "metadata" in fields else None
+    workloads = _named(fields.get("workloads"), "`workloads`", _read_workload, findings)
+    externals = _named(fields.get("externals"), "`externals`", _read_external, findings)
+    rules = _listed(fields.get("allow"), "`allow`", _read_allow, findings)
+    exceptions = _listed(fields.get("exceptions"), "`exceptions`", _read_exception, findings)
+    nevers = _listed(fields.get("never"), "`never`", _read_never, findings)
+    tests = _listed(fields.get("tests"), "`tests`", _read_test, findings)
+    if draft is None:
+        return None
+    return draft._replace(
+        workloads=workloads, externals=externals, rules=rules + exceptions, nevers=nevers, tests=tests
+    )
+
+
+def _read_metadata(node: Node, document: Mapping, findings: Findings) -> DraftPolicy | None:
+    fields = read_mapping(node, KEYS_METADATA, findings)
+    if fields is None or "name" not in fields:
+        return None
+    name = read_name(fields["name"], "`name`", findings)
+    level = _optional(fields, "level", lambda each: read_word(each, "`level`", LEVELS, findings))
+    owner = _optional(fields, "owner", lambda each: read_words(each, "`owner`", findings))
+    if name is None:
+        return None
+    if name.text == HOSTS:
+        findings.add("BH0402", name, name=name.text)
+        return None
+    return DraftPolicy(name, level or Level.APP, owner or "", _spot(document))
+
+
+def _named(
+    node: Node | None, what: str, read: Callable[[Scalar, Node, Findings], T], findings: Findings
+) -> tuple[T, ...]:
+    """The values of a mapping from names, each with its name."""
+    mapping = expect_mapping(node, what, findings) if node else None
+    entries = mapping.entries if mapping else ()
+    names = [(_read_own_name(key, findings), value) for key, value in entries]
+    return tuple(read(name, value, findings) for name, value in names if name)
+
+
+def _read_own_name(key: Scalar, findings: Findings) -> Scalar | None:
+    """The name of a new workload or external."""
+    name = read_name(key, "a name", findings)
+    if name is not None and name.text in RESERVED:
+        findings.add("BH0402", name, name=name.text)
+        return None
+    return name
+
+
+def _listed(
+    node: Node | None, what: str, read: Callable[[Node, Findings], T | None], findings: Findings
+) -> tuple[T, ...]:
+    items = (expect_items(node, what, findings) or ()) if node else ()
+    return tuple(value for value in (read(item, findings) for item in items) if value)
+
+
+def _read_workload(name: Scalar, node: Node, findings: Findings) -> DraftWorkload:
+    fields = read_mapping(node, KEYS_WORKLOAD, findings)
+    match: Match | None = _optional(fields, "match", lambda each: read_match(each, findings))
+    labels = _optional(fields, "labels", lambda each: read_labels(each, "`labels`", findings))
+    mode = _optional(fields, "mode", lambda each: read_word(each, "`mode`", MODES, findings))
+    return DraftWorkload(name, match, mode, labels or ())
+
+
+def _read_external(name: Scalar, node: Node, findings: Findings) -> DraftExternal:
+    keys = KEYS_EXTERNAL
+    if isinstance(node, Mapping) and any(key.text == "fqdn" for key, _ in node.entries):
+        keys = keys._replace(required=(), optional=KEYS_EXTERNAL.known())
+    fields = read_mapping(node, keys, findings)
+    cidr = _optional(fields, "cidr", lambda each: read_networks(each, "`cidr`", findings, empty=False))
+    excluded = _optional(fields, "except", lambda each: read_networks(each, "`except`", findings, empty=True))
+    return DraftExternal(name, cidr or (), excluded or ())
+
+
+def _read_allow(node: Node, findings: Findings) -> DraftRule | None:
+    return _read_rule(node, KEYS_ALLOW, "allow", findings)
+
+
+def _read_exception(node: Node, findings: Findings) -> DraftRule | None:
+    return _read_rule(node, KEYS_EXCEPTION, "exception", findings)
+
+
+def _read_never(node: Node, findings: Findings) -> DraftRule | None:
+    return _read_rule(node, KEYS_NEVER, "never", findings)
+
+
+def _read_rule(node: Node, keys: Keys, kind: str, findings: Findings) -> DraftRule | None:
+    """A rule of any kind; what its kind does not have is not in `keys`."""
+    fields = read_mapping(node, keys, findings)
+    if fields is None:
+        return None
+    name = _optional(fields, "name", lambda each: read_name(each, "`name`", findings))
+    source = _optional(fields, "from", lambda each: _read_peer(each, "`from`", findings))
+    destination = _optional(fields, "to", lambda each: _read_peer(each, "`to`", findings))
+    ports = _optional(fields, "ports", lambda each: read_ports(each, "`ports`", findings))
+    notes = {key: read_words(fields[key], f"`{key}`", findings) or "" for key in PROSE if key in fields}
+    expires = _optional(fields, "expires", lambda each: read_time(each, "`expires`", findings))
+    mtls = _optional(fields, "mtls", lambda each: _read_mtls(each, findings))
+    if name is None or source is None or destination is None or (ports is None and kind != "never"):
+        return None
+    return DraftRule(name, source, destination, ports or (), _spot(node), kind, expires, mtls=mtls, **notes)
+
+
+def _read_mtls(node: Node, findings: Findings) -> Scalar | None:
+    """Where `mtls: required` is written; None for `off`."""
+    required = read_word(node, "`mtls`", MTLS, findings)
+    return node if required and isinstance(node, Scalar) else None
+
+
+def _read_peer(node: Node, what: str, findings: Findings) -> DraftPeer | None:
+    """A name, a list of names, or one mapping of labels."""
+    if isinstance(node, Scalar):
+        name = read_peer_name(node, what, findings)
+        return DraftPeer((name,), (), name.text, _spot(node)) if name else None
+    if isinstance(node, Mapping):
+        labels = read_labels(node, what, findings)
+        text = "{" + ", ".join(f"{key}: {value}" for key, value in labels or ()) + "}"
+        return DraftPeer((), labels, text, _spot(node)) if labels else None
+    if isinstance(node, Broken):
+        return None
+    return _read_peer_list(node, what, findings)
+
+
+def _read_peer_list(node: Sequence, what: str, findings: Findings) -> DraftPeer | None:
+    items = expect_items(node, what, findings, empty=False) or ()
+    names = tuple(name for item in items if (name := read_peer_name(item, what, findings)))
+    if not names or len(names) < len(items):
+        return None
+    return DraftPeer(names, (), ", ".join(name.text for name in names), _spot(node))
+
+
+def _read_test(node: Node, findings: Findings) -> DraftTest | None:
+    fields = read_mapping(node, KEYS_TEST, findings)
+    if fields is None:
+        return None
+    if not {"accept", "deny"} & fields.keys():
+        findings.add("BH0206", Spot(node.line, node.column), what="a test", key="accept", hint="or `deny`, or both")
+    source = _optional(fields, "from", lambda each: _read_peer(each, "`from`", findings))
+    accept = _listed(fields.get("accept"), "`accept`", _read_target, findings)
+    deny = _listed(fields.get("deny"), "`deny`", _read_target, findings)
+    return DraftTest(source, accept, deny, _spot(node)) if source else None
+
+
+def _read_target(node: Node, findings: Findings) -> DraftTarget | None:
+    """`PEER:PORT`."""
+    text = read_written(node, "a target", findings)
+    if text is None:
+        return None
+    name, colon, port = text.text.partition(":")
+    if not colon or not name or not port:
+        findings.add("BH0314", text, hint=f"write `{name or 'api'}:443`", text=text.text)
+        return None
+    if read_text(node, "a target", findings) is None:
+        return None
+    if not all(is_name(part) for part in name.split("/", 1)):
+        findings.add("BH0301", text, text=name)
+        return None
+    ports = port_of(text, port, findings)
+    peer = DraftPeer((text._replace(text=name),), (), name, _spot(text))
+    return DraftTarget(peer, ports, text.text, _spot(text)) if ports else None
+
+
+def _spot(node: Node) -> Spot:
+    return Spot(node.line, node.column, node.width)

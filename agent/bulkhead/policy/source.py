@@ -1,0 +1,277 @@
+"""The files of a policy, as the blobs of a commit; or of a directory, for work in progress.
+
+A repository is somebody else's: it may hold hooks, filters, replaced objects, promises of objects that a remote helper
+would fetch, paths that lead out of it. So git is run on its object store only, never on a work tree, with an
+environment of its own, and what is not a regular file is refused rather than followed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+import subprocess
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from bulkhead.errors import Diagnostic, Loc, PolicyError, UnreachableError
+from bulkhead.policy.codes import message, presentable
+
+FILE_BYTES_MAX = 1 << 20
+REPOSITORY_BYTES_MAX = 64 << 20
+FILES_MAX = 10_000
+SUFFIXES = (".yaml", ".yml")
+ABBREVIATED = 7
+"""Characters of a commit id in places and messages."""
+
+GIT_TIMEOUT_S = 60
+
+_CONFIG = {
+    "safe.directory": "*",
+    "core.hooksPath": os.devnull,
+    "core.fsmonitor": "false",
+    "protocol.allow": "never",
+}
+
+_OBJECT_ID = re.compile(rb"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One policy file. `path` is relative to the repository's root; `blob_id` is git's id of `content`."""
+
+    path: str
+    blob_id: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """All policy files of a commit, in byte order of their paths. `commit` is empty when read from a directory."""
+
+    commit: str
+    files: tuple[SourceFile, ...]
+
+    @property
+    def abbreviated(self) -> str:
+        """The commit as it is shown."""
+        return self.commit[:ABBREVIATED]
+
+
+class _Entry(NamedTuple):
+    mode: str
+    object_id: str
+    size: int
+    path: str
+
+
+def read_commit(repository: Path, revision: str) -> Sources:
+    """The policy files of the commit that `revision` names.
+
+    Raises UnreachableError when the repository or the commit is not there, PolicyError when a file is not one that may
+    be read.
+    """
+    directory = git_directory(repository)
+    commit = _resolve_in(directory, repository, revision)
+    listing = _git(directory, "ls-tree", "-r", "-l", "-z", "--full-tree", commit)
+    entries = _select(_entries(listing), commit[:ABBREVIATED])
+    return Sources(commit, tuple(_read_blobs(directory, entries, commit)))
+
+
+def read_directory(path: Path) -> Sources:
+    """The policy files below a directory, committed or not, by the rules of a commit. `.git` is passed over.
+
+    Raises UnreachableError when it cannot be read, PolicyError when a file is not one that may be read.
+    """
+    if not path.is_dir():
+        raise UnreachableError(f"`{presentable(str(path))}` is not a directory")
+    try:
+        entries = _select(_walk(path), "")
+        contents = [(entry, _read_regular(path / entry.path)) for entry in entries]
+    except OSError as error:
+        raise UnreachableError(f"cannot read `{presentable(str(error.filename))}`: {error.strerror}") from error
+    for entry, content in contents:
+        _check_size(entry.path, len(content), "")
+    return Sources("", tuple(SourceFile(entry.path, blob_id(content), content) for entry, content in contents))
+
+
+def blob_id(content: bytes, algorithm: str = "sha1") -> str:
+    """The id that git gives to a blob of this content."""
+    digest = hashlib.new(algorithm, b"blob %d\0" % len(content), usedforsecurity=False)
+    digest.update(content)
+    return digest.hexdigest()
+
+
+def git_directory(repository: Path) -> Path:
+    """Where the objects are. Named outright: git's own search would climb into directories above."""
+    root = repository.absolute()
+    inside = root / ".git"
+    if inside.exists():
+        return inside
+    if (root / "HEAD").is_file() and (root / "objects").is_dir():
+        return root
+    raise UnreachableError(f"`{presentable(str(repository))}` is not a git repository")
+
+
+def resolve(repository: Path, revision: str) -> str:
+    """The full id of the commit that a revision names. Raises UnreachableError when there is none."""
+    return _resolve_in(git_directory(repository), repository, revision)
+
+
+def _resolve_in(directory: Path, repository: Path, revision: str) -> str:
+    found = b""
+    if revision and not revision.startswith("-") and revision.isprintable():
+        found = _git(directory, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}", may_fail=True).strip()
+    if not _OBJECT_ID.fullmatch(found):
+        raise UnreachableError(f"`{presentable(revision)}` names no commit in `{presentable(str(repository))}`")
+    return found.decode()
+
+
+def _environment(directory: Path) -> dict[str, str]:
+    """All that git gets to see: nothing is inherited, so that no GIT_* of a caller redirects it."""
+    environment = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "LC_ALL": "C",
+        "HOME": "/nonexistent",
+        "GIT_DIR": str(directory),
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_ATTR_NOSYSTEM": "1",
+        "GIT_NO_REPLACE_OBJECTS": "1",
+        "GIT_NO_LAZY_FETCH": "1",
+        "GIT_ALLOW_PROTOCOL": "none",
+        "GIT_OPTIONAL_LOCKS": "0",
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_CONFIG_COUNT": str(len(_CONFIG)),
+    }
+    for number, (key, value) in enumerate(_CONFIG.items()):
+        environment[f"GIT_CONFIG_KEY_{number}"] = key
+        environment[f"GIT_CONFIG_VALUE_{number}"] = value
+    return environment
+
+
+def _git(directory: Path, *arguments: str, stdin: bytes = b"", may_fail: bool = False) -> bytes:
+    command = ["git", "--no-optional-locks", "--no-pager", *arguments]
+    try:
+        done = subprocess.run(
+            command,
+            input=stdin,
+            capture_output=True,
+            timeout=GIT_TIMEOUT_S,
+            env=_environment(directory),
+            cwd="/",
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise UnreachableError("git is not installed") from error
+    except subprocess.TimeoutExpired as error:
+        raise UnreachableError(f"git did not answer within {GIT_TIMEOUT_S} seconds") from error
+    if done.returncode and not may_fail:
+        reason = presentable(done.stderr.decode("utf-8", "replace").strip()) or f"status {done.returncode}"
+        raise UnreachableError(f"git {arguments[0]} failed: {reason}")
+    return done.stdout
+
+
+def _entries(listing: bytes) -> Iterator[_Entry]:
+    """The lines of `git ls-tree -l -z`: mode, type, id, size, path."""
+    for line in listing.split(b"\0")[:-1]:
+        head, _, path = line.partition(b"\t")
+        mode, _, object_id, size = head.decode("ascii").split()
+        yield _Entry(mode, object_id, int(size) if size.isdigit() else 0, path.decode("utf-8", "surrogateescape"))
+
+
+def _select(entries: Iterable[_Entry], commit: str) -> list[_Entry]:
+    """The policy files among all entries of a tree, in order, after every check that needs no content."""
+    chosen: dict[str, _Entry] = {}
+    folded: dict[str, str] = {}
+    for entry in entries:
+        _check_kind(entry, commit)
+        if not entry.path.lower().endswith(SUFFIXES):
+            continue
+        _check_size(entry.path, entry.size, commit)
+        if entry.path in chosen or not entry.path.isprintable():
+            _refuse("BH0802", entry.path, commit)
+        other = folded.setdefault(entry.path.casefold(), entry.path)
+        if other != entry.path:
+            _refuse("BH0805", entry.path, commit, other=other)
+        chosen[entry.path] = entry
+        if len(chosen) > FILES_MAX:
+            _refuse("BH0804", entry.path, commit, amount=f"{len(chosen)} files", limit=FILES_MAX)
+    total = sum(entry.size for entry in chosen.values())
+    if total > REPOSITORY_BYTES_MAX:
+        _refuse("BH0804", min(chosen), commit, amount=f"{total} bytes", limit=REPOSITORY_BYTES_MAX)
+    return [chosen[path] for path in sorted(chosen)]
+
+
+_KINDS = {"120000": "symbolic link", "160000": "submodule"}
+
+
+def _check_kind(entry: _Entry, commit: str) -> None:
+    parts = entry.path.split("/")
+    if any(part in ("", ".", "..") or part.casefold() == ".git" for part in parts):
+        _refuse("BH0802", entry.path, commit)
+    if entry.mode in _KINDS:
+        _refuse("BH0801", entry.path, commit, what=_KINDS[entry.mode])
+    if entry.mode not in ("100644", "100755") and entry.path.lower().endswith(SUFFIXES):
+        _refuse("BH0801", entry.path, commit, what=f"file of mode {entry.mode}")
+
+
+def _check_size(path: str, size: int, commit: str) -> None:
+    if size > FILE_BYTES_MAX:
+        _refuse("BH0803", path, commit, size=size, limit=FILE_BYTES_MAX)
+
+
+def _refuse(number: str, path: str, commit: str, **values: object) -> NoReturn:
+    text = message(number, path=path, **values)
+    raise PolicyError([Diagnostic(number, text, Loc(presentable(path), 1, commit=commit))])
+
+
+def _read_blobs(directory: Path, entries: list[_Entry], commit: str) -> Iterator[SourceFile]:
+    """The contents, all from one run of git, each held against its id."""
+    wanted = "".join(f"{entry.object_id}\n" for entry in entries).encode()
+    output = memoryview(_git(directory, "cat-file", "--batch", stdin=wanted) if entries else b"")
+    position = 0
+    for entry in entries:
+        head = f"{entry.object_id} blob {entry.size}\n".encode()
+        start = position + len(head)
+        if output[position:start] != head:
+            raise UnreachableError(f"blob {entry.object_id} of `{presentable(entry.path)}` is missing")
+        content = bytes(output[start : start + entry.size])
+        if blob_id(content, "sha1" if len(entry.object_id) == 40 else "sha256") != entry.object_id:
+            _refuse("BH0806", entry.path, commit[:ABBREVIATED], blob_id=entry.object_id)
+        yield SourceFile(entry.path, entry.object_id, content)
+        position = start + entry.size + 1
+
+
+def _walk(root: Path) -> Iterator[_Entry]:
+    """Everything below a directory, in the form of a tree's entries. Links are listed, never followed."""
+    waiting = [""]
+    while waiting:
+        directory = waiting.pop()
+        with os.scandir(root / directory) as found:
+            children = [child for child in found if child.name != ".git"]
+        for child in children:
+            path = f"{directory}/{child.name}" if directory else child.name
+            status = child.stat(follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode):
+                waiting.append(path)
+            else:
+                yield _Entry(_git_mode(status.st_mode), "", status.st_size, path)
+
+
+def _git_mode(mode: int) -> str:
+    if stat.S_ISLNK(mode):
+        return "120000"
+    return "100644" if stat.S_ISREG(mode) else f"{mode:o}"
+
+
+def _read_regular(path: Path) -> bytes:
+    """The content of a file that was regular a moment ago, and is refused if it has become something else."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise UnreachableError(f"`{presentable(str(path))}` changed while it was read")
+        return file.read(FILE_BYTES_MAX + 1)
