@@ -1,0 +1,527 @@
+"""A compiled commit as bytes: what the policy process hands to the agent.
+
+    header      magic, version, ABI layout, length of each section, SHA-256 of all that follows
+    meta        one JSON object
+    rules       record tables: an index of (number, end of its text), then one JSON array for each number
+    workloads
+    classes
+    policy      keys, then entries, as in bpf/abi.h, in the order of the keys' bytes
+    addresses   keys and identities for IPv4, then for IPv6, likewise
+
+The agent is root and believes nothing: every length, number and record is checked before any is used, and equal bundles
+are equal bytes. Tables stay bytes and are decoded record by record, so that a large policy costs the agent what it
+weighs here and no more. Deadlines are Unix seconds in transport; the agent turns them into seconds since boot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import sys
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from itertools import pairwise
+from typing import Any, Final, TypeVar
+
+from bulkhead.abi import Abi, Direction, Identity
+from bulkhead.dataplane.compile import Compiled, PolicyEntry, PolicyKey, RuleInfo, WorkloadInfo
+from bulkhead.errors import Diagnostic, Loc, PolicyError
+from bulkhead.policy.model import Match, Mode, Network, QualifiedName, RuleId
+
+MAGIC: Final = b"BULKHEAD"
+VERSION: Final = 1
+SIZE_LIMIT: Final = 128 << 20
+"""Bytes of the largest bundle that is written or read."""
+
+RECORD_LIMIT: Final = 4 << 20
+"""Bytes of the largest JSON text in it."""
+
+_FIXED_BITS: Final = 80
+"""Bits of a policy key before the port."""
+
+_SECTIONS: Final = (
+    "meta", "rules", "workloads", "classes",
+    "policy_keys", "policy_entries", "keys4", "identities4", "keys6", "identities6",
+)  # fmt: skip
+_HEADER: Final = struct.Struct(f"<8sII{len(_SECTIONS)}I32s")
+_POLICY: Final = struct.Struct("<IIIBBHI4xI4x")
+"""Key and entry side by side; the port's bytes are swapped by hand, since it alone is big endian."""
+_KEY: Final = struct.Struct("<IIIBBH")
+_ENTRY: Final = struct.Struct("<IIII")
+_ADDRESS4: Final = struct.Struct("<I4sI")
+_ADDRESS6: Final = struct.Struct("<I16sI")
+_INDEX: Final = struct.Struct("<II")
+_COUNT: Final = struct.Struct("<I")
+_U32_MAX: Final = 0xFFFFFFFF
+
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, sort_keys=True, check_circular=False)
+
+T = TypeVar("T")
+
+
+class BundleError(PolicyError):
+    """The bytes are no bundle that this agent can enforce: refused whole, the last good one stays in force."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__([Diagnostic("BH0901", f"not a policy bundle: {problem}", Loc("bundle", 1))])
+
+
+class RecordTable:
+    """JSON records under ascending numbers, kept as the bytes they came in."""
+
+    def __init__(self, section: bytes, what: str) -> None:
+        """Raises BundleError when the index and the text behind it do not fit each other."""
+        if len(section) < _COUNT.size:
+            raise BundleError(f"the index of {what} is cut short")
+        (count,) = _COUNT.unpack_from(section)
+        start = _COUNT.size + count * _INDEX.size
+        if start > len(section):
+            raise BundleError(f"the index of {what} is cut short")
+        index = _u32s(section[_COUNT.size : start])
+        self._numbers, self._ends = index[0::2], index[1::2]
+        self._text = section[start:]
+        self._what = what
+        if any(a >= b for a, b in pairwise(self._numbers)) or any(a >= b for a, b in pairwise((0, *self._ends))):
+            raise BundleError(f"the index of {what} does not ascend")
+        if len(self._text) != (self._ends[-1] if count else 0):
+            raise BundleError(f"the text of {what} does not end with its index")
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __contains__(self, number: int) -> bool:
+        return self._find(number) is not None
+
+    @property
+    def numbers(self) -> Iterable[int]:
+        """All numbers, ascending."""
+        return self._numbers
+
+    def get(self, number: int) -> list[Any] | None:
+        """The record of a number; None when there is none. Raises BundleError when it is not a JSON array."""
+        at = self._find(number)
+        if at is None:
+            return None
+        record = _json(self._text[self._ends[at - 1] if at else 0 : self._ends[at]], self._what)
+        if not isinstance(record, list):
+            raise BundleError(f"a record of {self._what} is not a list")
+        return record
+
+    def _find(self, number: int) -> int | None:
+        if not 0 <= number <= _U32_MAX:
+            return None
+        at = bisect_left(self._numbers, number)
+        return at if at < len(self._numbers) and self._numbers[at] == number else None
+
+
+def _u32s(data: bytes) -> array[int]:
+    values = array("I")
+    values.frombytes(data)
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values
+
+
+def _json(text: bytes, what: str) -> Any:
+    if len(text) > RECORD_LIMIT:
+        raise BundleError(f"{what} has a record of {len(text):,} bytes")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{what} has a record that is not JSON") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A checked bundle, as the agent keeps it."""
+
+    commit: str
+    trust_domain: str
+    host: str | None
+    host_mode: Mode
+    compiled_at: float
+    executables: tuple[str, ...]
+    policy_keys: bytes
+    """16 bytes each, as `struct policy_key`."""
+    policy_entries: bytes
+    """16 bytes each, as `struct policy_entry`, with Unix seconds for `deadline_s` and no hit slots yet."""
+    keys4: bytes
+    """8 bytes each, as `struct address_key4`."""
+    identities4: bytes
+    """Four bytes each, little endian."""
+    keys6: bytes
+    """20 bytes each, as `struct address_key6`."""
+    identities6: bytes
+    digest: str
+    """SHA-256 of the content, in hexadecimal."""
+    _rules: RecordTable
+    _workloads: RecordTable
+    _classes: RecordTable
+
+    def rule(self, rule_id: int) -> RuleInfo | None:
+        """A rule by its number."""
+        record = self._rules.get(rule_id)
+        return None if record is None else _rule(rule_id, record)
+
+    def rules(self) -> Iterator[RuleInfo]:
+        """All rules, by number."""
+        for number in self._rules.numbers:
+            yield _rule(number, self._rules.get(number) or [])
+
+    def workload(self, identity: int) -> WorkloadInfo | None:
+        """A workload by its identity."""
+        record = self._workloads.get(identity)
+        return None if record is None else _workload(identity, record)
+
+    def workloads(self) -> Iterator[WorkloadInfo]:
+        """All workloads, by identity."""
+        for number in self._workloads.numbers:
+            yield _workload(number, self._workloads.get(number) or [])
+
+    def class_members(self, identity: int) -> tuple[QualifiedName, ...] | None:
+        """The externals of an address class; None when there is no such class."""
+        record = self._classes.get(identity)
+        return None if record is None else _class(record)
+
+    def identity_name(self, identity: int) -> str | None:
+        """What to call an identity; None when the commit does not know it."""
+        if identity == Identity.HOST:
+            return "host"
+        members = self.class_members(identity)
+        if members is not None:
+            return " + ".join(members) or "world"
+        workload = self.workload(identity)
+        return workload.qualified if workload else None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How much there is of what goes into the kernel's maps, and of rules and workloads."""
+        return {
+            "policy_entries": len(self.policy_keys) // _KEY.size,
+            "prefixes4": len(self.keys4) // 8,
+            "prefixes6": len(self.keys6) // 20,
+            "rules": len(self._rules),
+            "workloads": len(self._workloads),
+        }
+
+    def policy(self) -> Iterator[tuple[PolicyKey, PolicyEntry]]:
+        """All policy entries in the compiler's words."""
+        entries = _ENTRY.iter_unpack(self.policy_entries)
+        for key, entry in zip(_KEY.iter_unpack(self.policy_keys), entries, strict=True):
+            bits, local, remote, direction, protocol, port = key
+            rule_id, _, deadline, _ = entry
+            found = PolicyKey(local, direction, remote, protocol, _swapped(port), bits - _FIXED_BITS)
+            yield found, PolicyEntry(RuleId(rule_id), float(deadline) if deadline else None)
+
+    def prefixes(self, version: int) -> Iterator[tuple[Network, int]]:
+        """All prefixes of one address family with their classes."""
+        keys, identities, width = (
+            (self.keys4, self.identities4, 8) if version == 4 else (self.keys6, self.identities6, 20)
+        )
+        family = IPv4Network if version == 4 else IPv6Network
+        for at, identity in enumerate(_u32s(identities)):
+            key = keys[at * width : (at + 1) * width]
+            yield family((key[4:], int.from_bytes(key[:4], "little"))), identity
+
+
+# Writing
+
+
+def pack(compiled: Compiled) -> bytes:
+    """The bundle of a compiled commit. Equal commits give equal bytes. Raises BundleError beyond the size limit."""
+    sections = [
+        _dump(_meta(compiled)),
+        _records((number, _rule_record(rule)) for number, rule in compiled.rules.items()),
+        _records((workload.identity, _workload_record(workload)) for workload in compiled.workloads),
+        _records((number, list(members)) for number, members in compiled.classes.items()),
+        *_halves(_policy_records(compiled), _KEY.size, _POLICY.size),
+        *_halves(_address_records(compiled.classes4, _ADDRESS4), 8, _ADDRESS4.size),
+        *_halves(_address_records(compiled.classes6, _ADDRESS6), 20, _ADDRESS6.size),
+    ]
+    body = b"".join(sections)
+    if _HEADER.size + len(body) > SIZE_LIMIT:
+        raise BundleError(f"{len(body):,} bytes are more than {SIZE_LIMIT:,}")
+    return _HEADER.pack(MAGIC, VERSION, Abi.LAYOUT, *map(len, sections), hashlib.sha256(body).digest()) + body
+
+
+def _dump(value: object) -> bytes:
+    return _ENCODER.encode(value).encode()
+
+
+def _meta(compiled: Compiled) -> dict[str, object]:
+    return {
+        "commit": compiled.commit,
+        "trust_domain": compiled.trust_domain,
+        "host": compiled.host,
+        "host_mode": compiled.host_mode.value,
+        "compiled_at": compiled.compiled_at,
+        "executables": list(compiled.executables),
+    }
+
+
+def _records(records: Iterable[tuple[int, list[object]]]) -> bytes:
+    ordered = sorted(records, key=lambda record: record[0])
+    texts = [_dump(record) for _, record in ordered]
+    index, end = bytearray(_COUNT.pack(len(ordered))), 0
+    for (number, _), text in zip(ordered, texts, strict=True):
+        end += len(text)
+        index += _INDEX.pack(number, end)
+    return bytes(index) + b"".join(texts)
+
+
+def _loc_record(loc: Loc) -> list[object]:
+    return [loc.file, loc.line, loc.column, loc.commit]
+
+
+def _rule_record(rule: RuleInfo) -> list[object]:
+    texts: list[object] = [rule.name, rule.kind, rule.source, rule.destination, rule.ports]
+    return [*texts, rule.owner, rule.ticket, rule.why, rule.expires, _loc_record(rule.loc)]
+
+
+def _workload_record(workload: WorkloadInfo) -> list[object]:
+    match = workload.match
+    keys = [list(values) for values in (match.host, match.cgroup, match.unit, match.exe, match.user, match.group)]
+    selector = [*keys, match.everything]
+    labels = [list(label) for label in workload.labels]
+    spoken: list[object] = [workload.qualified, workload.spiffe_id, workload.mode.value]
+    return [*spoken, workload.local, labels, selector, _loc_record(workload.loc)]
+
+
+def _policy_records(compiled: Compiled) -> list[bytes]:
+    pack_one, fixed, timed = _POLICY.pack, _FIXED_BITS, _transport_deadline
+    records = [
+        pack_one(
+            fixed + bits, local, remote, direction, protocol, port >> 8 | (port & 255) << 8,
+            rule_id, 0 if deadline is None else timed(deadline),
+        )
+        for (local, direction, remote, protocol, port, bits), (rule_id, deadline) in compiled.entries.items()
+    ]  # fmt: skip
+    records.sort()
+    return records
+
+
+def _transport_deadline(deadline: float) -> int:
+    # Whole seconds, never later than what was written, and never 0, which means never.
+    return min(max(int(deadline), 1), _U32_MAX)
+
+
+def _address_records(classes: dict[Network, int], layout: struct.Struct) -> list[bytes]:
+    return sorted(
+        layout.pack(network.prefixlen, network.network_address.packed, identity)
+        for network, identity in classes.items()
+    )
+
+
+def _halves(records: list[bytes], key_size: int, size: int) -> tuple[bytes, bytes]:
+    """All keys, and all values behind them. Whole columns of words move at once, which no loop would match."""
+    words = array("I", b"".join(records))
+    count, width, split = len(records), size // 4, key_size // 4
+    keys, values = array("I", bytes(count * key_size)), array("I", bytes(count * (size - key_size)))
+    for column in range(width):
+        target, at, step = (keys, column, split) if column < split else (values, column - split, width - split)
+        target[at::step] = words[column::width]
+    return keys.tobytes(), values.tobytes()
+
+
+def _swapped(port: int) -> int:
+    return (port >> 8) | (port & 255) << 8
+
+
+# Reading
+
+
+def read(data: bytes) -> Bundle:
+    """The bundle in `data`, checked through and through. Raises BundleError for anything else."""
+    sections = _split(data)
+    rules = RecordTable(sections["rules"], "rules")
+    workloads = RecordTable(sections["workloads"], "workloads")
+    classes = RecordTable(sections["classes"], "classes")
+    _check_policy(sections["policy_keys"], sections["policy_entries"], rules)
+    _check_addresses(sections["keys4"], sections["identities4"], 32, classes)
+    _check_addresses(sections["keys6"], sections["identities6"], 128, classes)
+    meta = _checked(lambda: _read_meta(_json(sections["meta"], "meta")), "meta")
+    blobs = {name: sections[name] for name in _SECTIONS[4:]}
+    digest = data[_HEADER.size - 32 : _HEADER.size].hex()
+    tables = {"_rules": rules, "_workloads": workloads, "_classes": classes}
+    bundle = Bundle(**(meta | blobs | tables | {"digest": digest}))
+    _check_records(bundle)
+    return bundle
+
+
+def unpack(data: bytes) -> Compiled:
+    """The compiled commit in `data`, whole in memory. Raises BundleError as `read` does."""
+    bundle = read(data)
+    return Compiled(
+        commit=bundle.commit,
+        trust_domain=bundle.trust_domain,
+        host=bundle.host,
+        host_mode=bundle.host_mode,
+        compiled_at=bundle.compiled_at,
+        entries=dict(bundle.policy()),
+        classes4=dict(bundle.prefixes(4)),
+        classes6=dict(bundle.prefixes(6)),
+        classes={number: bundle.class_members(number) or () for number in bundle._classes.numbers},
+        workloads=tuple(bundle.workloads()),
+        rules={rule.rule_id: rule for rule in bundle.rules()},
+        executables=bundle.executables,
+    )
+
+
+def _split(data: bytes) -> dict[str, bytes]:
+    if len(data) > SIZE_LIMIT:
+        raise BundleError(f"{len(data):,} bytes are more than {SIZE_LIMIT:,}")
+    if len(data) < _HEADER.size or not data.startswith(MAGIC):
+        raise BundleError("it does not begin like one")
+    _, version, layout, *lengths, digest = _HEADER.unpack_from(data)
+    if version != VERSION or layout != Abi.LAYOUT:
+        raise BundleError(f"version {version} with layout {layout}, not version {VERSION} with layout {Abi.LAYOUT}")
+    if _HEADER.size + sum(lengths) != len(data):
+        raise BundleError("its sections do not add up to its length")
+    if hashlib.sha256(memoryview(data)[_HEADER.size :]).digest() != digest:
+        raise BundleError("its content is not what its checksum says")
+    sections, at = {}, _HEADER.size
+    for name, length in zip(_SECTIONS, lengths, strict=True):
+        sections[name] = data[at : at + length]
+        at += length
+    return sections
+
+
+def _check_policy(keys: bytes, entries: bytes, rules: RecordTable) -> None:
+    if len(keys) % _KEY.size or len(entries) % _ENTRY.size or len(keys) != len(entries):
+        raise BundleError("policy keys and entries do not match each other")
+    _check_ascending(keys, _KEY.size)
+    for bits, local, remote, direction, protocol, port in _KEY.iter_unpack(keys):
+        free = _FIXED_BITS + 16 - bits
+        if not 0 <= free <= 16 or (free and _swapped(port) & ((1 << free) - 1)) or direction > _LAST_DIRECTION:
+            raise BundleError(f"the policy key for {local} and {remote} (protocol {protocol}) is malformed")
+        if local in _NEVER_LOCAL or remote in _NOBODY or local > _WORKLOAD_MAX:
+            raise BundleError(f"a policy entry lets {local} talk to {remote}, which nothing may")
+    known = set(rules.numbers)
+    for rule_id, hit_slot, _, flags in _ENTRY.iter_unpack(entries):
+        if rule_id not in known or hit_slot or flags:
+            raise BundleError(f"a policy entry of rule {rule_id} is malformed")
+
+
+_NOBODY: Final = frozenset({int(Identity.UNKNOWN), int(Identity.AMBIGUOUS)})
+_NEVER_LOCAL: Final = _NOBODY | {int(Identity.WORLD)}
+_WORKLOAD_MAX: Final = 0x7FFFFFFF
+_LAST_DIRECTION: Final = int(Direction.INGRESS)
+
+
+def _check_addresses(keys: bytes, identities: bytes, width: int, classes: RecordTable) -> None:
+    size = 4 + width // 8
+    if len(keys) % size or len(identities) % 4 or len(keys) // size != len(identities) // 4:
+        raise BundleError("address keys and identities do not match each other")
+    _check_ascending(keys, size)
+    for at, identity in zip(range(0, len(keys), size), _u32s(identities), strict=True):
+        bits = int.from_bytes(keys[at : at + 4], "little")
+        address = int.from_bytes(keys[at + 4 : at + size], "big")
+        if bits > width or address & ((1 << (width - bits)) - 1) or identity not in classes:
+            raise BundleError("an address prefix is malformed")
+
+
+def _check_ascending(keys: bytes, size: int) -> None:
+    """Ascending keys are keys without duplicates, and cost no memory to check."""
+    if any(first >= second for first, second in pairwise(struct.iter_unpack(f"{size}s", keys))):
+        raise BundleError("keys do not ascend")
+
+
+def _check_records(bundle: Bundle) -> None:
+    if any(rule.rule_id < 1 for rule in bundle.rules()):
+        raise BundleError("a rule has the number 0, which stands for none")
+    for workload in bundle.workloads():
+        if not Identity.RESERVED_MAX < workload.identity <= _WORKLOAD_MAX:
+            raise BundleError(f"workload `{workload.qualified}` has the reserved identity {workload.identity}")
+    for identity in bundle._classes.numbers:
+        bundle.class_members(identity)
+        if identity <= _WORKLOAD_MAX and identity != Identity.WORLD:
+            raise BundleError(f"{identity} is not an address class")
+
+
+def _checked(build: Callable[[], T], what: str) -> T:
+    try:
+        return build()
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise BundleError(f"{what} has a record of another shape") from error
+
+
+def _read_meta(meta: Any) -> dict[str, Any]:
+    if not isinstance(meta, dict):
+        raise TypeError("not an object")
+    known = {
+        "commit": _text(meta.pop("commit")),
+        "trust_domain": _text(meta.pop("trust_domain")),
+        "host": None if meta["host"] is None else _text(meta["host"]),
+        "host_mode": Mode(_text(meta.pop("host_mode"))),
+        "compiled_at": _seconds(meta.pop("compiled_at")),
+        "executables": _texts(meta.pop("executables")),
+    }
+    if set(meta) != {"host"}:
+        raise ValueError("unknown key")
+    return known
+
+
+def _rule(rule_id: int, record: list[Any]) -> RuleInfo:
+    def build() -> RuleInfo:
+        name, kind, source, destination, ports, owner, ticket, why = _texts(record[:8])
+        expires, loc = record[8:]
+        deadline = None if expires is None else _seconds(expires)
+        place = _loc(loc)
+        qualified = QualifiedName(name)
+        return RuleInfo(
+            RuleId(rule_id), qualified, kind, place, source, destination, ports, deadline, owner, ticket, why
+        )
+
+    return _checked(build, "rules")
+
+
+def _workload(identity: int, record: list[Any]) -> WorkloadInfo:
+    def build() -> WorkloadInfo:
+        name, spiffe, mode, local, labels, (*keys, everything), loc = record
+        pairs = tuple((_text(key), _text(value)) for key, value in labels)
+        host, cgroup, unit, exe, user, group = map(_texts, keys)
+        match = Match(host, cgroup, unit, exe, user, group, _flag(everything))
+        qualified, place = QualifiedName(_text(name)), _loc(loc)
+        return WorkloadInfo(identity, qualified, _text(spiffe), Mode(_text(mode)), match, pairs, place, _flag(local))
+
+    return _checked(build, "workloads")
+
+
+def _class(record: list[Any]) -> tuple[QualifiedName, ...]:
+    return _checked(lambda: tuple(map(QualifiedName, _texts(record))), "classes")
+
+
+def _loc(value: Any) -> Loc:
+    file, line, column, commit = value
+    if type(line) is not int or type(column) is not int:
+        raise TypeError("not a number")
+    return Loc(_text(file), line, column, _text(commit))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not text")
+    value.encode()
+    return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError("not a list")
+    return tuple(map(_text, value))
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError("not a flag")
+    return value
+
+
+def _seconds(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 <= value < 1 << 40:
+        raise TypeError("not a time")
+    return float(value)

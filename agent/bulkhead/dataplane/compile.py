@@ -1,0 +1,312 @@
+"""A commit as the tables of one host: who may talk to whom, and by which rule.
+
+Each rule opens both ends: an egress entry at every local member of `from`, an ingress entry at every local member of
+`to`. The kernel takes the entry with the longest port prefix, whatever rule it came from, so entries that overlap are
+made to agree beforehand: an entry lasts as long as the longest-lived allow that covers it, and names a rule that holds
+for that long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from typing import NamedTuple
+
+from bulkhead.abi import Direction
+from bulkhead.dataplane.addresses import Address
+from bulkhead.dataplane.never import check_nevers
+from bulkhead.dataplane.policy_tests import check_tests
+from bulkhead.dataplane.ports import PORT_BITS, PortPrefix, port_prefixes, prefix_of
+from bulkhead.dataplane.resolve import HOST, WORLD, Limits, Resolved, ResolvedRule, RuleIndex, resolve
+from bulkhead.errors import Diagnostic, Loc, PolicyError
+from bulkhead.identity.registry import spiffe_id
+from bulkhead.identity.ties import find_ties
+from bulkhead.policy.model import Match, Mode, Network, PolicySet, PortSpec, QualifiedName, Rule, RuleId, Workload
+
+
+class PolicyKey(NamedTuple):
+    """What one entry is about. A tuple rather than a dataclass: there can be a million of them."""
+
+    local_identity: int
+    direction: int
+    """`Direction`, as a plain number."""
+    remote_identity: int
+    protocol: int
+    port: int
+    """Of the end that is connected to; for ICMP `type << 8 | code`. Bits beyond `port_bits` are 0."""
+    port_bits: int
+    """0 (any port) to 16 (one port)."""
+
+
+class PolicyEntry(NamedTuple):
+    """An allow."""
+
+    rule_id: RuleId
+    deadline: float | None
+    """Unix seconds after which it lapses; None: never."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuleInfo:
+    """A rule as it is shown to people."""
+
+    rule_id: RuleId
+    name: QualifiedName
+    kind: str
+    """`allow`, `exception` or `lifeline`."""
+    loc: Loc
+    source: str
+    """Both peers and the ports, as written."""
+    destination: str
+    ports: str
+    expires: float | None = None
+    """Unix seconds; None: never."""
+    owner: str = ""
+    ticket: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadInfo:
+    """A workload with its identity."""
+
+    identity: int
+    qualified: QualifiedName
+    spiffe_id: str
+    mode: Mode
+    match: Match
+    labels: tuple[tuple[str, str], ...]
+    loc: Loc
+    local: bool
+    """Whether its `host` key lets it be on this host."""
+
+    def as_workload(self) -> Workload:
+        """Back in the words of the model, for the selectors."""
+        policy, _, name = self.qualified.partition("/")
+        return Workload(policy, name, self.match, self.mode, self.loc, self.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much there is of what the kernel's maps must hold."""
+
+    policy_entries: int
+    prefixes4: int
+    prefixes6: int
+    workloads: int
+    rules: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """Everything one host needs to enforce one commit."""
+
+    commit: str
+    trust_domain: str
+    host: str | None
+    """None: compiled for every host at once."""
+    host_mode: Mode
+    compiled_at: float
+    """Unix seconds. Exceptions that had expired by then are not among the entries."""
+    entries: dict[PolicyKey, PolicyEntry]
+    classes4: dict[Network, int]
+    classes6: dict[Network, int]
+    classes: dict[int, tuple[QualifiedName, ...]]
+    """Externals of each address class, sorted."""
+    workloads: tuple[WorkloadInfo, ...]
+    rules: dict[RuleId, RuleInfo]
+    """Every rule of the commit, expired ones included."""
+    executables: tuple[str, ...]
+    """Those that selectors of local workloads name."""
+
+    @property
+    def sizes(self) -> Sizes:
+        return Sizes(len(self.entries), len(self.classes4), len(self.classes6), len(self.workloads), len(self.rules))
+
+
+def compile_commit(policy_set: PolicySet, host: str | None, now: datetime, limits: Limits | None = None) -> Compiled:
+    """The tables of a host, or of all hosts at once when `host` is None, with every check made.
+
+    Raises PolicyError with all findings: workloads that tie (BH0601), identities that collide or are reserved
+    (BH0602), rules that break a `never` (BH0501), tests that fail (BH0502), more than the maps hold (BH0701).
+    """
+    limits = limits or Limits()
+    findings = find_ties(policy_set.workloads)
+    try:
+        resolved = resolve(policy_set, host, now, limits)
+    except PolicyError as error:
+        raise PolicyError(_in_file_order([*findings, *error.diagnostics])) from None
+    index = RuleIndex(resolved.rules)
+    findings += check_nevers(resolved, index)
+    findings += check_tests(resolved, index)
+    findings += check_size(resolved, limits)
+    if findings:
+        raise PolicyError(_in_file_order(findings))
+    return compile_resolved(resolved)
+
+
+def _in_file_order(findings: Iterable[Diagnostic]) -> list[Diagnostic]:
+    return sorted(findings, key=lambda finding: finding.loc)
+
+
+def check_size(resolved: Resolved, limits: Limits) -> list[Diagnostic]:
+    """A finding (BH0701) when the rules would expand to more entries than fit; counted without expanding them."""
+    estimate = [(_entry_count(found), found) for found in resolved.rules]
+    total = sum(count for count, _ in estimate)
+    if total <= limits.policy_entries:
+        return []
+    count, largest = max(estimate, key=lambda pair: pair[0])
+    place = f"host `{resolved.host}`" if resolved.host else "all hosts"
+    problem = f"{total:,} entries on {place} are more than the {limits.policy_entries:,} that fit"
+    hint = f"the largest rule is `{largest.rule.qualified}` with {count:,}"
+    return [Diagnostic("BH0701", problem, largest.rule.loc, hint=hint)]
+
+
+def _entry_count(found: ResolvedRule) -> int:
+    """Entries of one rule, those that other rules give too included."""
+    egress = len(found.source.local) * len(found.destination.members)
+    ingress = len(found.destination.local) * len(found.source.members)
+    return (egress + ingress) * sum(len(port_prefixes(spec.first, spec.last)) for spec in found.rule.ports)
+
+
+def compile_resolved(resolved: Resolved) -> Compiled:
+    """The tables, without any check."""
+    policy_set, directory = resolved.policy_set, resolved.directory
+    workloads = tuple(_workload_info(resolved, workload) for workload in policy_set.workloads)
+    return Compiled(
+        commit=policy_set.commit,
+        trust_domain=policy_set.trust_domain,
+        host=resolved.host,
+        host_mode=policy_set.host_mode,
+        compiled_at=resolved.now.timestamp(),
+        entries=_entries(resolved.rules),
+        classes4=dict(directory.classes4),
+        classes6=dict(directory.classes6),
+        classes={number: tuple(sorted(members)) for members, number in directory.classes.items()},
+        workloads=workloads,
+        rules={rule.rule_id: _rule_info(rule) for rule in policy_set.rules},
+        executables=tuple(sorted({exe for w in workloads if w.local for exe in w.match.exe})),
+    )
+
+
+def _workload_info(resolved: Resolved, workload: Workload) -> WorkloadInfo:
+    identity = resolved.directory.workloads[workload.qualified]
+    return WorkloadInfo(
+        identity,
+        workload.qualified,
+        spiffe_id(resolved.policy_set.trust_domain, workload.qualified),
+        workload.mode,
+        workload.match,
+        workload.labels,
+        workload.loc,
+        identity in resolved.directory.local,
+    )
+
+
+def _rule_info(rule: Rule) -> RuleInfo:
+    return RuleInfo(
+        rule.rule_id,
+        rule.qualified,
+        rule.kind,
+        rule.loc,
+        rule.source.text,
+        rule.destination.text,
+        ", ".join(dict.fromkeys(spec.text for spec in rule.ports)),
+        rule.expires.timestamp() if rule.expires else None,
+        rule.owner,
+        rule.ticket,
+        rule.why,
+    )
+
+
+# Entries
+
+
+def _entries(rules: Iterable[ResolvedRule]) -> dict[PolicyKey, PolicyEntry]:
+    entries: dict[PolicyKey, PolicyEntry] = {}
+    for found in sorted(rules, key=_preference):
+        entry = PolicyEntry(found.rule.rule_id, found.deadline)
+        for key in _keys(found):
+            # The preferred rule comes first and keeps the key.
+            entries.setdefault(key, entry)
+    return _folded(entries)
+
+
+def _preference(found: ResolvedRule) -> tuple[float, int]:
+    """Permanent before passing, the later deadline before the earlier, then the lower rule id."""
+    return (float("-inf") if found.deadline is None else -found.deadline), found.rule.rule_id
+
+
+def _keys(found: ResolvedRule) -> Iterator[PolicyKey]:
+    ports = _protocol_prefixes(found.rule.ports)
+    egress, ingress = int(Direction.EGRESS), int(Direction.INGRESS)
+    ends = [(local, egress, found.destination.members) for local in found.source.local]
+    ends += [(local, ingress, found.source.members) for local in found.destination.local]
+    for local, direction, remotes in ends:
+        for remote in remotes:
+            for protocol, (value, bits) in ports:
+                yield PolicyKey(local, direction, remote, protocol, value, bits)
+
+
+def _protocol_prefixes(ports: Iterable[PortSpec]) -> list[tuple[int, PortPrefix]]:
+    return [(spec.protocol, prefix) for spec in ports for prefix in port_prefixes(spec.first, spec.last)]
+
+
+def _folded(entries: dict[PolicyKey, PolicyEntry]) -> dict[PolicyKey, PolicyEntry]:
+    """Entries with a deadline, each made to last as long as the longest-lived allow that covers it."""
+    widths = sorted({key.port_bits for key in entries}, reverse=True)
+    passing = [(key, entry) for key, entry in entries.items() if entry.deadline is not None]
+    folded = {key: _longest_lived(entry, _broader(entries, key, widths)) for key, entry in passing}
+    entries.update(folded)
+    return entries
+
+
+def _broader(entries: Mapping[PolicyKey, PolicyEntry], key: PolicyKey, widths: Iterable[int]) -> Iterator[PolicyEntry]:
+    """Entries for more ports around those of `key`, the nearest first."""
+    for bits in widths:
+        if bits < key.port_bits:
+            covering = entries.get(key._replace(port=prefix_of(key.port, bits).value, port_bits=bits))
+            if covering is not None:
+                yield covering
+
+
+def _longest_lived(entry: PolicyEntry, broader: Iterable[PolicyEntry]) -> PolicyEntry:
+    for other in broader:
+        if entry.deadline is None:
+            break
+        if other.deadline is None or other.deadline > entry.deadline:
+            entry = other
+    return entry
+
+
+# What the kernel does with them
+
+
+def lookup(compiled: Compiled, local: int, direction: int, remote: int, protocol: int, port: int) -> PolicyEntry | None:
+    """The entry that the kernel finds: the one with the longest port prefix. None: nothing allows it."""
+    for bits in range(PORT_BITS, -1, -1):
+        key = PolicyKey(local, int(direction), remote, protocol, prefix_of(port, bits).value, bits)
+        entry = compiled.entries.get(key)
+        if entry is not None:
+            return entry
+    return None
+
+
+def class_of(compiled: Compiled, address: Address | str) -> int:
+    """The identity of an address outside this machine, as the kernel finds it."""
+    wanted = ip_address(address)
+    prefixes = compiled.classes4 if wanted.version == 4 else compiled.classes6
+    network = IPv4Network if wanted.version == 4 else IPv6Network
+    around = (network((int(wanted), bits), strict=False) for bits in range(wanted.max_prefixlen, -1, -1))
+    return next((prefixes[prefix] for prefix in around if prefix in prefixes), WORLD)
+
+
+def identity_name(compiled: Compiled, identity: int) -> str | None:
+    """What to call an identity; None when the commit does not know it."""
+    if identity == HOST:
+        return "host"
+    if identity in compiled.classes:
+        return " + ".join(compiled.classes[identity]) or "world"
+    return next((w.qualified for w in compiled.workloads if w.identity == identity), None)

@@ -1,0 +1,221 @@
+"""Rules with names replaced by who they stand for: workload identities, the host, and address classes.
+
+Everything that can be an end of a conversation becomes one number. `any` is then all workloads, an external all classes
+whose addresses it contains, `world` all classes there are; two peers overlap exactly if they share a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+
+from bulkhead.abi import Identity
+from bulkhead.dataplane.addresses import WORLD_MEMBERS, address_classes, prefix_count
+from bulkhead.errors import Diagnostic, PolicyError
+from bulkhead.identity.registry import Members, assign_classes, assign_workloads
+from bulkhead.identity.selectors import can_be_on
+from bulkhead.policy.model import Entity, Network, Peer, PolicySet, PortSpec, QualifiedName, Rule
+
+HOST = int(Identity.HOST)
+WORLD = int(Identity.WORLD)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the kernel's maps are sized for. A commit beyond them is refused before anything is expanded."""
+
+    policy_entries: int = 1_000_000
+    prefixes: int = 200_000
+    """Of each address family."""
+    memberships: int = 5_000_000
+    """Externals counted once for each prefix within them at which the set of externals changes."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Side:
+    """One side of a rule. Peers of the same members share the object."""
+
+    members: frozenset[int]
+    """Identities: workloads, the host, address classes."""
+    local: tuple[int, ...]
+    """Those that an endpoint of this host can have."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ResolvedRule:
+    """A rule in force."""
+
+    rule: Rule
+    source: Side
+    destination: Side
+    deadline: float | None
+    """Unix seconds; None: never."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Directory:
+    """Who is who in one commit, as seen from one host."""
+
+    workloads: Mapping[QualifiedName, int]
+    local: frozenset[int]
+    """Identities that endpoints of this host can have, the host itself included."""
+    classes: Mapping[Members, int]
+    classes4: Mapping[Network, int]
+    classes6: Mapping[Network, int]
+    world: frozenset[int]
+    """Every class that some address has."""
+    names: Mapping[int, str]
+    """What to call an identity in a message."""
+    _classes_of: Mapping[QualifiedName, frozenset[int]]
+    _sides: dict[tuple[object, ...], Side] = field(default_factory=dict)
+
+    def side(self, peer: Peer) -> Side:
+        """The members of a peer."""
+        key = (peer.workloads, peer.externals, peer.entities)
+        side = self._sides.get(key)
+        if side is None:
+            members = frozenset(self._members(peer))
+            side = self._sides[key] = Side(members, tuple(sorted(members & self.local)))
+        return side
+
+    def _members(self, peer: Peer) -> Iterable[int]:
+        for name in peer.workloads:
+            yield self.workloads[name]
+        for name in peer.externals:
+            yield from self._classes_of.get(name, ())
+        if Entity.ANY in peer.entities:
+            yield from self.workloads.values()
+        if Entity.HOST in peer.entities:
+            yield HOST
+        if Entity.WORLD in peer.entities:
+            yield from self.world
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Resolved:
+    """A commit as one host sees it at one time."""
+
+    policy_set: PolicySet
+    host: str | None
+    """None: every host at once, so that each workload counts as local."""
+    now: datetime
+    directory: Directory
+    rules: tuple[ResolvedRule, ...]
+    """Those in force: an exception that has expired is not among them."""
+
+
+def resolve(policy_set: PolicySet, host: str | None, now: datetime, limits: Limits | None = None) -> Resolved:
+    """Rules and peers with their members. `now` is timezone-aware.
+
+    Raises PolicyError when identities collide or are reserved (BH0602), and when there are more prefixes than
+    the limits allow (BH0701).
+    """
+    directory = _directory(policy_set, host, limits or Limits())
+    rules = (
+        ResolvedRule(
+            rule,
+            directory.side(rule.source),
+            directory.side(rule.destination),
+            rule.expires.timestamp() if rule.expires else None,
+        )
+        for rule in policy_set.rules
+        if rule.expires is None or rule.expires > now
+    )
+    return Resolved(policy_set, host, now, directory, tuple(rules))
+
+
+def _directory(policy_set: PolicySet, host: str | None, limits: Limits) -> Directory:
+    workloads = assign_workloads(policy_set.trust_domain, policy_set.workloads)
+    local = {workloads[w.qualified] for w in policy_set.workloads if can_be_on(w.match, host)}
+    _refuse_too_many_prefixes(policy_set, limits)
+    families = [address_classes(policy_set.externals, version, limits.memberships) for version in (4, 6)]
+    sets = {members for family in families for members in family.prefixes.values()}
+    locs = {external.qualified: external.loc for external in policy_set.externals}
+    classes = assign_classes(sets | {WORLD_MEMBERS}, locs)
+    classes4, classes6 = ({n: classes[members] for n, members in family.prefixes.items()} for family in families)
+    return Directory(
+        workloads,
+        frozenset({HOST, *local}),
+        classes,
+        classes4,
+        classes6,
+        frozenset(classes.values()) - (frozenset() if any(f.world_left for f in families) else {WORLD}),
+        _names(workloads, classes),
+        _classes_of(classes),
+    )
+
+
+def _names(workloads: Mapping[QualifiedName, int], classes: Mapping[Members, int]) -> dict[int, str]:
+    names: dict[int, str] = {number: name for name, number in workloads.items()}
+    names.update((number, " + ".join(sorted(members))) for members, number in classes.items())
+    return names | {HOST: Entity.HOST.value, WORLD: Entity.WORLD.value}
+
+
+def _classes_of(classes: Mapping[Members, int]) -> dict[QualifiedName, frozenset[int]]:
+    found: dict[QualifiedName, set[int]] = {}
+    for members, number in classes.items():
+        for name in members:
+            found.setdefault(name, set()).add(number)
+    return {name: frozenset(numbers) for name, numbers in found.items()}
+
+
+def _refuse_too_many_prefixes(policy_set: PolicySet, limits: Limits) -> None:
+    for version in (4, 6):
+        count = prefix_count(policy_set.externals, version)
+        if count > limits.prefixes:
+            largest = max(policy_set.externals, key=lambda e: prefix_count([e], version))
+            problem = f"{count:,} IPv{version} prefixes are more than the {limits.prefixes:,} that fit"
+            hint = f"the largest external is `{largest.qualified}` with {prefix_count([largest], version):,}"
+            raise PolicyError([Diagnostic("BH0701", problem, largest.loc, hint=hint)])
+
+
+class RuleIndex:
+    """Rules by who is on either side; finds those that could matter for two sides without walking all of them."""
+
+    def __init__(self, rules: Sequence[ResolvedRule]) -> None:
+        self._by_source: _SideIndex = _SideIndex((rule.source, rule) for rule in rules)
+        self._by_destination: _SideIndex = _SideIndex((rule.destination, rule) for rule in rules)
+
+    def between(self, source: Side, destination: Side, ports: Iterable[PortSpec] | None) -> list[ResolvedRule]:
+        """Rules that let a member of one reach a member of the other on one of the ports (None: any), by rule id."""
+        outgoing, incoming = self._by_source.touching(source), self._by_destination.touching(destination)
+        candidates = outgoing if len(outgoing) <= len(incoming) else incoming
+        wanted = None if ports is None else tuple(ports)
+        return [
+            found
+            for found in candidates
+            if not found.source.members.isdisjoint(source.members)
+            and not found.destination.members.isdisjoint(destination.members)
+            and (wanted is None or ports_overlap(found.rule.ports, wanted))
+        ]
+
+
+class _SideIndex:
+    """Rules by the members of one of their sides."""
+
+    def __init__(self, rules: Iterable[tuple[Side, ResolvedRule]]) -> None:
+        self._rules: dict[Side, list[ResolvedRule]] = {}
+        for side, rule in rules:
+            self._rules.setdefault(side, []).append(rule)
+        self._sides: dict[int, list[Side]] = {}
+        for side in self._rules:
+            for member in side.members:
+                self._sides.setdefault(member, []).append(side)
+        self._touching: dict[Side, list[ResolvedRule]] = {}
+
+    def touching(self, side: Side) -> list[ResolvedRule]:
+        """Rules that share a member with a side, by rule id."""
+        found = self._touching.get(side)
+        if found is None:
+            near = {other for member in side.members for other in self._sides.get(member, ())}
+            rules = [rule for other in near for rule in self._rules[other]]
+            found = self._touching[side] = sorted(rules, key=lambda rule: rule.rule.rule_id)
+        return found
+
+
+@lru_cache(maxsize=65536)
+def ports_overlap(first: tuple[PortSpec, ...], second: tuple[PortSpec, ...]) -> bool:
+    """Whether some port is in both lists."""
+    return any(a.protocol == b.protocol and a.first <= b.last and b.first <= a.last for a in first for b in second)

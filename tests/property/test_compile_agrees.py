@@ -1,0 +1,144 @@
+"""What the kernel is told against what the policy means: the compiler and the oracle give one answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import Phase, find, given, settings
+
+from bulkhead.abi import Direction, Identity
+from bulkhead.dataplane import reference
+from bulkhead.dataplane.compile import Compiled, class_of, compile_commit, lookup
+from bulkhead.dataplane.reference import Answer, Identified, Remote, Standing
+from bulkhead.policy.model import Entity, Mode, Peer, PolicySet, PortSpec
+from property import strategies
+from property.strategies import NOW, Case, Opening
+
+Compiler = Callable[[PolicySet, str | None, datetime], Compiled]
+
+ENTITIES = {
+    Standing.HOST: Identity.HOST,
+    Standing.AMBIGUOUS: Identity.AMBIGUOUS,
+    Standing.UNKNOWN: Identity.UNKNOWN,
+}
+
+
+def number_of(policy_set: PolicySet, compiled: Compiled, end: Remote) -> int:
+    """The identity by which the kernel knows one end."""
+    if not isinstance(end, Identified):
+        return class_of(compiled, end)
+    if end.standing is Standing.WORKLOAD:
+        return reference.identity_number(policy_set.trust_domain, end.workloads[0])
+    return ENTITIES[end.standing]
+
+
+def disagreement(policy_set: PolicySet, compiled: Compiled, opening: Opening) -> str:
+    """What the kernel's entry says differently from the oracle; empty when it does not.
+
+    The rule it shows must be one that allows, and the one that lasts as long as the entry.
+    """
+    meant = asked(policy_set, opening)
+    local = number_of(policy_set, compiled, opening.local)
+    remote = number_of(policy_set, compiled, opening.remote)
+    entry = lookup(compiled, local, opening.direction, remote, opening.protocol, opening.port)
+    if entry is None:
+        return f"no entry, but {meant}" if meant.allowed else ""
+    deadline = datetime.fromtimestamp(entry.deadline, UTC) if entry.deadline is not None else None
+    ends = {rule.rule_id: rule.expires for rule in policy_set.rules}
+    if entry.rule_id in meant.rules and deadline == meant.expires == ends[entry.rule_id]:
+        return ""
+    return f"{entry} with the deadline {deadline}, but {meant}"
+
+
+def asked(policy_set: PolicySet, opening: Opening) -> Answer:
+    return reference.judge(
+        policy_set,
+        opening.host,
+        opening.local,
+        opening.direction,
+        opening.remote,
+        opening.protocol,
+        opening.port,
+        NOW,
+    )
+
+
+def disagreements(case: Case, compiler: Compiler = compile_commit) -> list[tuple[Opening, str]]:
+    """Every opening of a case on which the compiled policy and the oracle differ, with how."""
+    compiled = compiler(case.policy_set, case.host, NOW)
+    found = ((opening, disagreement(case.policy_set, compiled, opening)) for opening in case.openings)
+    return [(opening, how) for opening, how in found if how]
+
+
+def test_deny_when_there_is_no_policy() -> None:
+    empty = PolicySet("", "example.org", Mode.ENFORCE)
+    compiled = compile_commit(empty, "web-1", NOW)
+    stranger = class_of(compiled, strategies.STRAY_ADDRESSES[0])
+    for direction in Direction:
+        for remote in (Identity.HOST, Identity.WORLD, Identity.UNKNOWN, stranger):
+            assert lookup(compiled, Identity.HOST, direction, remote, strategies.TCP, 443) is None
+
+
+@given(strategies.cases())
+def test_compiled_entries_say_what_the_policy_means(case: Case) -> None:
+    assert disagreements(case) == []
+
+
+@settings(max_examples=settings().max_examples // 5)
+@given(strategies.cases())
+def test_tables_for_all_hosts_at_once_say_the_same(case: Case) -> None:
+    assert disagreements(case, lambda policy_set, _host, now: compile_commit(policy_set, None, now)) == []
+
+
+# A property that cannot fail proves nothing: each of these compilers is wrong in one small way.
+
+
+def _widened_port(policy_set: PolicySet) -> PolicySet:
+    def widened(ports: tuple[PortSpec, ...]) -> tuple[PortSpec, ...]:
+        return tuple(replace(spec, last=min(spec.last + 1, 65535)) for spec in ports)
+
+    return replace(policy_set, rules=tuple(replace(rule, ports=widened(rule.ports)) for rule in policy_set.rules))
+
+
+def _forgotten_holes(policy_set: PolicySet) -> PolicySet:
+    return replace(policy_set, externals=tuple(replace(e, excluded=()) for e in policy_set.externals))
+
+
+def _forgotten_deadline(policy_set: PolicySet) -> PolicySet:
+    return replace(policy_set, rules=tuple(replace(rule, expires=None) for rule in policy_set.rules))
+
+
+def _host_among_any(policy_set: PolicySet) -> PolicySet:
+    def widened(peer: Peer) -> Peer:
+        return replace(peer, entities=(*peer.entities, Entity.HOST)) if Entity.ANY in peer.entities else peer
+
+    rules = tuple(replace(r, source=widened(r.source), destination=widened(r.destination)) for r in policy_set.rules)
+    return replace(policy_set, rules=rules)
+
+
+def _swapped_ends(policy_set: PolicySet) -> PolicySet:
+    rules = tuple(replace(r, source=r.destination, destination=r.source) for r in policy_set.rules)
+    return replace(policy_set, rules=rules)
+
+
+def _other_family(policy_set: PolicySet) -> PolicySet:
+    def widened(peer: Peer) -> Peer:
+        return replace(peer, entities=(*peer.entities, Entity.WORLD)) if peer.externals else peer
+
+    return replace(policy_set, rules=tuple(replace(r, source=widened(r.source)) for r in policy_set.rules))
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [_widened_port, _forgotten_holes, _forgotten_deadline, _host_among_any, _swapped_ends, _other_family],
+)
+def test_oracle_notices_a_widened_rule(mistake: Callable[[PolicySet], PolicySet]) -> None:
+    def wrong(policy_set: PolicySet, host: str | None, now: datetime) -> Compiled:
+        return compile_commit(mistake(policy_set), host, now)
+
+    quickly = settings(max_examples=300, phases=[Phase.generate], database=None)
+    found = find(strategies.cases(), lambda case: bool(disagreements(case, wrong)), settings=quickly)
+    assert disagreements(found, wrong)

@@ -1,0 +1,204 @@
+"""Bundles survive the way between the processes, and nothing else does."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import time
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bulkhead import abi
+from bulkhead.dataplane import bundle
+from bulkhead.dataplane.bundle import BundleError, pack, read, unpack
+from bulkhead.dataplane.compile import Compiled, compile_commit
+from bulkhead.policy.model import Match
+from unit.dataplane.build import NOW, external, shop, workload
+
+HEADER = struct.Struct("<8sII10I32s")
+
+
+def example(host: str | None = "web-1") -> Compiled:
+    outside = [external("users", ["0.0.0.0/0", "::/0"], ["10.0.0.0/8"]), external("s3", ["192.0.2.0/24"])]
+    backup = workload("backup", Match(host=("db-*",), exe=("/usr/bin/back\u00fcp",), user=("0",)), 7)
+    rules = ["users -> web 443", "web -> api 8000-8100,icmp/echo", ("any -> s3 443", NOW + timedelta(hours=1))]
+    return compile_commit(
+        shop(*rules, "host -> world any", workloads=["web", "api", backup], externals=outside), host, NOW
+    )
+
+
+def signed(data: bytes) -> bytes:
+    """The same content with a header that vouches for it."""
+    fields = list(HEADER.unpack_from(data))
+    fields[-1] = hashlib.sha256(data[HEADER.size :]).digest()
+    return HEADER.pack(*fields) + data[HEADER.size :]
+
+
+@pytest.mark.parametrize("host", ["web-1", None])
+def test_bundle_comes_back_as_it_was(host: str | None) -> None:
+    before = example(host)
+    after = unpack(pack(before))
+    assert replace(after, workloads=()) == replace(before, workloads=())
+    assert set(after.workloads) == set(before.workloads)
+    assert pack(after) == pack(before)
+
+
+def test_empty_policy_has_a_bundle_too() -> None:
+    empty = compile_commit(shop(workloads=()), "h", NOW)
+    assert unpack(pack(empty)) == empty
+
+
+def test_keys_and_entries_lie_as_the_kernel_wants_them() -> None:
+    before = example()
+    found = read(pack(before))
+    keys = [abi.PolicyKey.from_buffer_copy(found.policy_keys, at) for at in range(0, len(found.policy_keys), 16)]
+    entries = [
+        abi.PolicyEntry.from_buffer_copy(found.policy_entries, at) for at in range(0, len(found.policy_entries), 16)
+    ]
+    seen = {
+        (k.local_identity, k.direction, k.remote_identity, k.protocol, k.port, k.prefix_bits - 80): (
+            e.rule_id, e.deadline_s, e.hit_slot, e.flags,
+        )
+        for k, e in zip(keys, entries, strict=True)
+    }  # fmt: skip
+    assert seen == {key: (e.rule_id, int(e.deadline or 0), 0, 0) for key, e in before.entries.items()}
+    first4 = abi.AddressKey4.from_buffer_copy(found.keys4)
+    assert first4.prefix_bits in (0, 8, 24)
+
+
+def test_records_are_found_by_their_number() -> None:
+    before = example()
+    found = read(pack(before))
+    assert found.rule(3) == before.rules[3]
+    assert found.rule(99) is None
+    assert found.workload(before.workloads[0].identity) == before.workloads[0]
+    assert found.identity_name(before.workloads[0].identity) == "shop/web"
+    assert found.identity_name(1) == "host"
+    assert found.identity_name(3) == "world"
+    assert found.identity_name(before.classes4[next(iter(before.classes4))]) is not None
+    assert found.identity_name(77) is None
+    assert found.counts["rules"] == 4
+
+
+def test_deadline_is_never_rounded_up_nor_to_never() -> None:
+    before = example()
+    key = next(iter(before.entries))
+    for deadline, expected in ((1.9, 1.0), (0.5, 1.0), (2.0**40, float(0xFFFFFFFF))):
+        entry = before.entries[key]._replace(deadline=deadline)
+        after = unpack(pack(replace(before, entries={key: entry})))
+        assert after.entries[key].deadline == expected
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_changed_bytes_are_refused(data: st.DataObject) -> None:
+    content = bytearray(PACKED)
+    at = data.draw(st.integers(0, len(content) - 1))
+    content[at] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(BundleError):
+        read(bytes(content))
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_vouched_for_nonsense_is_refused_or_harmless(data: st.DataObject) -> None:
+    content = bytearray(PACKED)
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(HEADER.size, len(content) - 1))
+        content[at] = data.draw(st.integers(0, 255))
+    try:
+        after = unpack(signed(bytes(content)))
+    except BundleError:
+        return
+    pack(after)
+
+
+@given(st.binary(max_size=400))
+def test_noise_is_refused(noise: bytes) -> None:
+    with pytest.raises(BundleError):
+        read(noise)
+    with pytest.raises(BundleError):
+        read(bundle.MAGIC + noise)
+
+
+@pytest.mark.parametrize("size", [0, 7, HEADER.size - 1, HEADER.size, HEADER.size + 40, -1])
+def test_cut_bundle_is_refused(size: int) -> None:
+    with pytest.raises(BundleError):
+        read(PACKED[:size])
+
+
+def test_other_version_is_refused() -> None:
+    fields = list(HEADER.unpack_from(PACKED))
+    fields[1] = 2
+    with pytest.raises(BundleError, match="version 2"):
+        read(HEADER.pack(*fields) + PACKED[HEADER.size :])
+
+
+def sections_of(data: bytes) -> list[bytes]:
+    lengths, found, at = HEADER.unpack_from(data)[3:-1], [], HEADER.size
+    for length in lengths:
+        found.append(data[at : at + length])
+        at += length
+    return found
+
+
+def assembled(sections: list[bytes]) -> bytes:
+    body = b"".join(sections)
+    return HEADER.pack(bundle.MAGIC, 1, 1, *map(len, sections), hashlib.sha256(body).digest()) + body
+
+
+KEY = struct.Struct("<IIIBBH")
+
+
+@pytest.mark.parametrize(
+    ("key", "entry", "problem"),
+    [
+        ((96, 4711, 3, 0, 6, 0), (99, 0, 0, 0), "a policy entry of rule 99"),
+        ((96, 4711, 3, 0, 6, 0), (1, 5, 0, 0), "a policy entry of rule 1"),
+        ((96, 4711, 3, 0, 6, 0), (1, 0, 0, 1), "a policy entry of rule 1"),
+        ((97, 4711, 3, 0, 6, 0), (1, 0, 0, 0), "is malformed"),
+        ((64, 4711, 3, 0, 6, 0), (1, 0, 0, 0), "is malformed"),
+        ((80, 4711, 3, 0, 6, 1), (1, 0, 0, 0), "is malformed"),
+        ((96, 4711, 3, 2, 6, 0), (1, 0, 0, 0), "is malformed"),
+        ((96, 0, 3, 0, 6, 0), (1, 0, 0, 0), "which nothing may"),
+        ((96, 4711, 2, 0, 6, 0), (1, 0, 0, 0), "which nothing may"),
+        ((96, 3, 4711, 0, 6, 0), (1, 0, 0, 0), "which nothing may"),
+        ((96, 1 << 31, 4711, 0, 6, 0), (1, 0, 0, 0), "which nothing may"),
+    ],
+)
+def test_entry_that_no_compiler_writes_is_refused(key: tuple[int, ...], entry: tuple[int, ...], problem: str) -> None:
+    sections = sections_of(PACKED)
+    sections[4], sections[5] = KEY.pack(*key), struct.pack("<IIII", *entry)
+    with pytest.raises(BundleError, match=problem):
+        read(assembled(sections))
+
+
+def test_key_written_twice_is_refused() -> None:
+    sections = sections_of(PACKED)
+    sections[4], sections[5] = sections[4][:16] * 2, sections[5][:16] * 2
+    with pytest.raises(BundleError, match="do not ascend"):
+        read(assembled(sections))
+
+
+@pytest.mark.parametrize("meta", [b"[]", b"{", b"{}", b'"x"', b"[" * 100_000, b'{"commit":1}'])
+def test_meta_of_another_shape_is_refused(meta: bytes) -> None:
+    with pytest.raises(BundleError):
+        read(assembled([meta, *sections_of(PACKED)[1:]]))
+
+
+def test_hundred_thousand_entries_are_packed_and_read_quickly() -> None:
+    crowd = compile_commit(shop("any -> any 443,53/udp", workloads=[f"w{n}" for n in range(160)]), None, NOW)
+    assert len(crowd.entries) > 100_000
+    began = time.process_time()
+    data = pack(crowd)
+    packed = time.process_time()
+    read(data)
+    assert packed - began < 0.4
+    assert time.process_time() - packed < 0.4
+
+
+PACKED = pack(example())
