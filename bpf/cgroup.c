@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * cgroup.c: the hooks that run in the process that opens a socket. They stamp who it is, and refuse early what the
+ * wall (tc.c) would refuse anyway, so that a program fails at once instead of waiting for an answer.
+ */
+
+static INLINE void cgroup_stamp_new(struct bpf_sock *sk, void *ctx)
+{
+    struct sock_state *st = sockets.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+
+    if (!st || (st->flags & SOCK_FLAG_ORIGIN))
+        return;
+    identity_stamp(st, socket_cookie(ctx));
+    if (sk->type == SOCK_TYPE_RAW)
+        st->flags |= SOCK_FLAG_RAW;
+}
+
+/* At creation, and at bind for the listeners that the kernel makes itself (MPTCP). */
+int cgroup_sock(struct bpf_sock *ctx)
+{
+    cgroup_stamp_new(ctx, ctx);
+    return 1;
+}
+
+/* The local endpoint that would receive on `address`, or the host when nobody listens. */
+static INLINE void cgroup_receiver(struct bpf_sock_addr *ctx, const struct packet *p, const struct control *c,
+                                   struct endpoint *to)
+{
+    struct bpf_sock_tuple tuple = {};
+    u32 size = endpoint_tuple(&tuple, p);
+    struct bpf_sock *sk = p->protocol == IPPROTO_TCP ? bpf_sk_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0)
+                                                     : bpf_sk_lookup_udp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+
+    to->st = 0;
+    to->identity = IDENTITY_HOST;
+    to->mode = identity_host_mode(c);
+    if (!sk)
+        return;
+    to->st = sockets.sk_storage_get(sk, 0, 0);
+    bpf_sk_release(sk);
+    to->identity = IDENTITY_UNKNOWN;
+    if (to->st) {
+        identity_derive(to->st, c);
+        to->identity = to->st->local_identity;
+        to->mode = to->st->local_mode;
+    }
+}
+
+static INLINE void cgroup_event(const struct control *c, const struct packet *p, const struct judgement *j,
+                                const struct sock_state *st)
+{
+    struct verdict_event *event = account_event_reserve();
+    if (!event)
+        return;
+    account_event_fill(event, c, j, st);
+    __builtin_memset(event->source, 0, 16);
+    __builtin_memcpy(event->destination, p->destination, 16);
+    event->source_port = 0;
+    event->destination_port = p->destination_port;
+    event->protocol = p->protocol;
+    event->ifindex = 0;
+    event->hook = EVENT_HOOK_CALL;
+    event->flags = p->family == AF_INET6 ? EVENT_FLAG_IPV6 : 0;
+    bpf_ringbuf_submit(event, BPF_RB_NO_WAKEUP);
+}
+
+/*
+ * Refuse only what is sure to be refused on the wire: whether an address is this machine's own is not known here, so
+ * for anything but loopback both readings must refuse. A socket not attested yet is left to the wall, whose dropped
+ * SYN is sent again; EPERM would be final.
+ */
+static INLINE int cgroup_refuses(struct bpf_sock_addr *ctx, struct packet *p)
+{
+    struct control c = control_read();
+    struct bpf_sock *sk = ctx->sk;
+    struct judgement j = {}, near = {}, far = {};
+    struct endpoint to;
+
+    if (!sk || !c.generation || p->protocol == 0 || !p->destination_port)
+        return 0;
+    struct sock_state *st = sockets.sk_storage_get(sk, 0, 0);
+    if (!st)
+        return 0;
+    identity_derive(st, &c);
+    if (st->local_identity == IDENTITY_UNKNOWN)
+        return 0;
+    int loopback = packet_is_loopback(p->family, p->destination);
+    if (!loopback) {
+        policy_judge(&j, &c, st->local_identity, st->local_mode, DIRECTION_EGRESS,
+                     policy_class(&c, p->family, p->destination), p->protocol, p->destination_port);
+        if (j.verdict != VERDICT_DENY)
+            return 0;
+    }
+    cgroup_receiver(ctx, p, &c, &to);
+    policy_judge(&near, &c, st->local_identity, st->local_mode, DIRECTION_EGRESS, to.identity, p->protocol,
+                 p->destination_port);
+    if (near.verdict == VERDICT_DENY) {
+        j = loopback ? near : j;
+    } else {
+        policy_judge(&far, &c, to.identity, to.mode, DIRECTION_INGRESS, st->local_identity, p->protocol,
+                     p->destination_port);
+        if (far.verdict != VERDICT_DENY)
+            return 0;
+        j = loopback ? far : j;
+    }
+    /* a datagram may be an answer, which only the wall can tell */
+    if (p->protocol != IPPROTO_TCP && (st->peer_word || to.st))
+        return 0;
+    account_refusal(&j);
+    cgroup_event(&c, p, &j, st);
+    return 1;
+}
+
+static INLINE u8 cgroup_protocol(struct bpf_sock_addr *ctx)
+{
+    u32 protocol = ctx->protocol;
+    if (protocol == 262) /* IPPROTO_MPTCP */
+        return IPPROTO_TCP;
+    return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_UDPLITE ? protocol : 0;
+}
+
+/* connect() and sendmsg() to an IPv4 address. */
+int cgroup_address4(struct bpf_sock_addr *ctx)
+{
+    struct packet p = {
+        .family = AF_INET,
+        .protocol = cgroup_protocol(ctx),
+        .destination_port = ctx->user_port,
+    };
+    p.destination[2] = bpf_htonl(0xffff);
+    p.destination[3] = ctx->user_ip4;
+    if (!p.destination[3])
+        p.destination[3] = bpf_htonl(0x7f000001); /* connecting to 0.0.0.0 reaches this machine */
+    return !cgroup_refuses(ctx, &p);
+}
+
+/* connect() and sendmsg() to an IPv6 address. */
+int cgroup_address6(struct bpf_sock_addr *ctx)
+{
+    struct packet p = {
+        .family = AF_INET6,
+        .protocol = cgroup_protocol(ctx),
+        .destination_port = ctx->user_port,
+    };
+    p.destination[0] = ctx->user_ip6[0];
+    p.destination[1] = ctx->user_ip6[1];
+    p.destination[2] = ctx->user_ip6[2];
+    p.destination[3] = ctx->user_ip6[3];
+    if (packet_is_mapped(p.destination))
+        p.family = AF_INET;
+    else if (!p.destination[0] && !p.destination[1] && !p.destination[2] && !p.destination[3])
+        p.destination[3] = bpf_htonl(1);
+    return !cgroup_refuses(ctx, &p);
+}

@@ -1,0 +1,329 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * egress.h: every packet that leaves through a device.
+ *
+ * The common packet belongs to a stream whose verdict stands in its socket: one pointer chase, one compare. All else
+ * (openings, datagrams, a new generation, packets no socket owns) is parsed and judged in full. On lo both ends are
+ * judged here, the receiver found by socket lookup.
+ */
+#ifndef BULKHEAD_EGRESS_H
+#define BULKHEAD_EGRESS_H
+
+#define TCP_STATE(_n) (1u << (_n))
+#define TCP_STATE_SYN_SENT 2
+#define TCP_STATE_LISTEN 10
+#define TCP_STATE_NEW_SYN_RECV 12
+/* states in which a socket's tuple is that of the conversation its verdict was given for */
+#define TCP_CARRIES                                                                                                    \
+    (TCP_STATE(1) | TCP_STATE(3) | TCP_STATE(4) | TCP_STATE(5) | TCP_STATE(7) | TCP_STATE(8) | TCP_STATE(9) |          \
+     TCP_STATE(11))
+
+/*
+ * Judge the conversation by `from`'s end, and on lo by the receiver's as well. Of two refusals the first that drops
+ * stands. Returns 1 when it is the receiver's end that refuses.
+ */
+static INLINE int egress_judge(struct judgement *j, const struct control *c, u8 protocol, const struct sock_state *from,
+                               const struct endpoint *to, u8 direction, __be16 port, int lo)
+{
+    u32 local = from->local_identity, remote = to->identity, mode = from->local_mode;
+    int refused_there = 0;
+
+#pragma nounroll
+    for (int end = 0; end < (lo ? 2 : 1); end++) {
+        struct judgement here = {};
+        policy_judge(&here, c, local, mode, direction, remote, protocol, port);
+        if (!end || here.verdict == VERDICT_DENY ||
+            (here.verdict == VERDICT_WOULD_DENY && j->verdict == VERDICT_ALLOW)) {
+            *j = here;
+            refused_there = end;
+        } else if (here.deadline_s && (!j->deadline_s || here.deadline_s < j->deadline_s)) {
+            j->deadline_s = here.deadline_s;
+        }
+        if (j->verdict == VERDICT_DENY)
+            break;
+        direction = direction == DIRECTION_EGRESS ? DIRECTION_INGRESS : DIRECTION_EGRESS;
+        local = to->identity;
+        mode = to->mode;
+        remote = from->local_identity;
+    }
+    return refused_there;
+}
+
+/* TCP that needs no policy. Returns 1 when `o` is settled. */
+static INLINE int egress_tcp_control(struct outcome *o, const struct control *c, const struct packet *p,
+                                     struct sock_state *st, u32 state)
+{
+    if (p->tcp_flags & TCP_FLAG_RST) {
+        verdict_control(o, CONTROL_KIND_TCP_RESET);
+        return 1;
+    }
+    if (state == TCP_STATE_LISTEN || state == TCP_STATE_NEW_SYN_RECV) {
+        /* a listener answers SYNs that ingress has judged; besides, nothing leaves through it but bare ACKs */
+        if (p->tcp_flags & TCP_FLAG_SYN)
+            return 1;
+        if (!p->payload_bytes)
+            verdict_control(o, CONTROL_KIND_TCP_ACK);
+        else
+            verdict_refuse(o, st, DROP_REASON_OWNERLESS, st->local_mode);
+        return 1;
+    }
+    if ((p->tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_ACK)) == TCP_FLAG_SYN) {
+        st->flags |= SOCK_FLAG_OPENED;
+        st->generation = 0;
+    }
+    return 0;
+}
+
+/* Keep a stream's verdict in its socket, and decide whether it is news. */
+static INLINE void egress_keep_stream(struct outcome *o, const struct control *c, struct sock_state *st, u8 direction,
+                                      int refused_there)
+{
+    const struct judgement *j = &o->j;
+    u32 before = st->generation ? st->verdict : VERDICT_NONE;
+
+    st->remote_identity = refused_there ? j->local : j->remote;
+    st->rule_id = j->rule_id;
+    st->verdict = j->verdict;
+    st->reason = j->reason;
+    st->direction = j->direction;
+    st->deadline_s = j->deadline_s;
+    st->flags |= SOCK_FLAG_STREAM;
+    if (before == VERDICT_NONE) {
+        /* an accepted conversation was counted by its SYN; its first answer counts only if it is dropped after all */
+        if (direction == DIRECTION_INGRESS && !(st->flags & SOCK_FLAG_ADOPTED) && j->verdict != VERDICT_DENY)
+            o->kind = OUTCOME_PASS;
+    } else if (before == j->verdict) {
+        o->kind = j->verdict == VERDICT_DENY ? OUTCOME_COUNTED : OUTCOME_PASS;
+    } else if (j->verdict == VERDICT_DENY) {
+        o->event_flags |= EVENT_FLAG_CUT;
+    }
+    /* an end that is not attested yet is asked for again at the next packet, not at the next generation */
+    if (j->verdict == VERDICT_ALLOW || (j->local != IDENTITY_UNKNOWN && j->remote != IDENTITY_UNKNOWN))
+        st->generation = c->generation;
+}
+
+/* An answer is told from an opening by who spoke first: by the receiver's memory on lo, by a rule elsewhere. */
+static INLINE int egress_may_answer(const struct packet *p, const struct sock_state *st, const struct endpoint *to,
+                                    int lo)
+{
+    if (!lo)
+        return 1;
+    return to->st && endpoint_peer_opened(to->st, endpoint_peer(p->source, p->source_port, st->local_identity));
+}
+
+static INLINE void egress_remember_echo(const struct control *c, struct scratch *s)
+{
+    u32 generation = c->generation;
+
+    __builtin_memset(&s->echo, 0, sizeof(s->echo));
+    s->echo.identifier = s->packet.icmp_identifier;
+    __builtin_memcpy(s->echo.local_address, s->packet.source, 16);
+    __builtin_memcpy(s->echo.remote_address, s->packet.destination, 16);
+    echoes.update(&s->echo, &generation);
+}
+
+/* A packet of a socket whose identity is known: everything that policy decides. */
+static INLINE void egress_owned(struct __sk_buff *skb, struct outcome *o, const struct control *c, struct scratch *s,
+                                struct sock_state *st, u32 state, int lo)
+{
+    const struct packet *p = &s->packet;
+    int udp = p->protocol == IPPROTO_UDP || p->protocol == IPPROTO_UDPLITE, tcp = p->protocol == IPPROTO_TCP;
+    u8 direction = DIRECTION_EGRESS;
+    __be16 port = p->destination_port;
+    struct endpoint to = {};
+    u64 peer = 0;
+
+    if (tcp) {
+        if (egress_tcp_control(o, c, p, st, state))
+            return;
+        if (!(st->flags & SOCK_FLAG_OPENED)) {
+            direction = DIRECTION_INGRESS;
+            port = p->source_port;
+        }
+    }
+    if (udp && st->local_identity == IDENTITY_HOST && packet_is_dhcp(p, DIRECTION_EGRESS))
+        return verdict_control(o, CONTROL_KIND_DHCP);
+    if (lo)
+        endpoint_receiver(skb, p, c, &to);
+    if (udp) {
+        peer = endpoint_peer(p->destination, p->destination_port, to.identity);
+        if (st->local_identity != IDENTITY_UNKNOWN && endpoint_peer_current(st, peer, c))
+            return;
+    }
+    if (!lo)
+        to.identity = policy_class(c, p->family, p->destination);
+
+    struct judgement reading = {};
+    int refused_there = 0;
+#pragma nounroll
+    for (int answer = 0; answer < 2; answer++) {
+        int there = egress_judge(&reading, c, p->protocol, st, &to, direction, port, lo);
+        if (!answer) {
+            o->j = reading;
+            refused_there = there;
+            if (reading.verdict == VERDICT_ALLOW || !udp || !egress_may_answer(p, st, &to, lo))
+                break;
+            direction = DIRECTION_INGRESS;
+            port = p->source_port;
+        } else if (reading.verdict == VERDICT_ALLOW || (lo && reading.verdict == VERDICT_WOULD_DENY)) {
+            /* counted when its other end opened it */
+            endpoint_peer_remember(st, peer, 0, !reading.deadline_s, c);
+            return;
+        }
+    }
+    o->kind = OUTCOME_JUDGED;
+    st->peer_tgid = to.tgid;
+    if (tcp)
+        return egress_keep_stream(o, c, st, direction, refused_there);
+    if (o->j.verdict == VERDICT_DENY)
+        return;
+    if (udp)
+        endpoint_peer_remember(st, peer, PEER_OPENED, !o->j.deadline_s && st->local_identity != IDENTITY_UNKNOWN, c);
+    else if (packet_is_echo(p))
+        egress_remember_echo(c, s);
+}
+
+/* No socket with a process behind it: the kernel's own control packets by name, nothing else. */
+static INLINE void egress_ownerless(struct outcome *o, const struct control *c, const struct packet *p)
+{
+    if (p->protocol == IPPROTO_TCP && (p->tcp_flags & TCP_FLAG_RST))
+        return verdict_control(o, CONTROL_KIND_TCP_RESET);
+    if (p->protocol == IPPROTO_TCP && (p->tcp_flags & TCP_FLAG_ACK) && !p->payload_bytes)
+        return verdict_control(o, CONTROL_KIND_TCP_ACK);
+    if (packet_is_icmp_error(p))
+        return verdict_control(o, CONTROL_KIND_ICMP_ERROR);
+    if (packet_is_echo_reply(p))
+        return verdict_control(o, CONTROL_KIND_ECHO_REPLY);
+    if (packet_is_neighbour(p) && p->hop_limit == 255 && p->icmp_type != ND_REDIRECT)
+        return verdict_control(o, CONTROL_KIND_NEIGHBOUR);
+    if (packet_is_membership(p))
+        return verdict_control(o, CONTROL_KIND_GROUP);
+    verdict_refuse(o, 0, DROP_REASON_OWNERLESS, identity_any_mode(c));
+}
+
+/* A socket that no hook has seen opening (MPTCP subflows, accept queues older than us): its control group at least. */
+static INLINE struct sock_state *egress_late_state(struct __sk_buff *skb, struct bpf_sock *sk)
+{
+    struct sock_state *st = sockets.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+    if (st && !st->cgroup_id) {
+        st->cgroup_id = bpf_skb_cgroup_id(skb);
+        st->socket_cookie = socket_cookie(skb);
+    }
+    return st;
+}
+
+static INLINE void egress_decide(struct __sk_buff *skb, struct outcome *o, const struct control *c, struct scratch *s,
+                                 struct bpf_sock *sk, struct sock_state *st, int bad, int lo)
+{
+    const struct packet *p = &s->packet;
+    u32 state = sk ? sk->state : 0;
+
+    if (!c->generation)
+        return verdict_refuse(o, 0, DROP_REASON_NO_POLICY, MODE_ENFORCE);
+    if (sk && sk->family == AF_PACKET) {
+        if (!bad && packet_is_dhcp(p, DIRECTION_EGRESS))
+            return verdict_control(o, CONTROL_KIND_DHCP);
+        return verdict_refuse(o, st, DROP_REASON_PACKET_SOCKET, st ? st->local_mode : identity_any_mode(c));
+    }
+    if (bad)
+        return verdict_refuse(o, st, bad, identity_any_mode(c));
+    if (p->link_arp)
+        return verdict_control(o, CONTROL_KIND_ARP);
+    if (!sk && skb->ingress_ifindex)
+        return verdict_refuse(o, 0, DROP_REASON_FORWARDED, identity_host_mode(c));
+    if (p->later_fragment)
+        return verdict_later_fragment(o, c, s);
+    if (!st) {
+        /* kernels that send SYN-ACKs from the request socket: ingress has judged the SYN */
+        if (state == TCP_STATE_NEW_SYN_RECV && p->protocol == IPPROTO_TCP && (p->tcp_flags & TCP_FLAG_SYN))
+            return;
+        return egress_ownerless(o, c, p);
+    }
+    if ((st->flags & SOCK_FLAG_RAW) &&
+        (p->protocol == IPPROTO_TCP || p->protocol == IPPROTO_UDP || p->protocol == IPPROTO_UDPLITE))
+        return verdict_refuse(o, st, DROP_REASON_RAW_SOCKET, st->local_mode);
+    egress_owned(skb, o, c, s, st, state, lo);
+}
+
+static INLINE int egress_full(struct __sk_buff *skb)
+{
+    struct control word = control_read(), *c = &word;
+    struct bpf_sock *sk = skb->sk;
+    struct sock_state *st = sk ? sockets.sk_storage_get(sk, 0, 0) : 0;
+    int lo = skb->cb[0] == LINK_LOOPBACK;
+    u32 l2 = skb->cb[0] == LINK_BARE ? 0 : ETH_HEADER_BYTES;
+    struct outcome o = {.kind = OUTCOME_PASS, .event_flags = lo ? EVENT_FLAG_LOOPBACK : 0};
+    u32 which = DIRECTION_EGRESS;
+    struct scratch *s = scratches.lookup(&which);
+    if (!s)
+        return DROP;
+    int bad = packet_parse(skb, &s->packet, l2);
+
+    o.j.direction = DIRECTION_EGRESS;
+    if (!st && sk) {
+        struct bpf_sock *full = bpf_sk_fullsock(sk);
+        /* a raw socket without state is one of the kernel's own: users' are stamped or adopted */
+        if (full && full->type != SOCK_TYPE_RAW)
+            st = egress_late_state(skb, full);
+    }
+    if (st)
+        identity_derive(st, c);
+    o.st = st;
+    egress_decide(skb, &o, c, s, sk, st, bad, lo);
+    int action = verdict_settle(skb, c, &s->packet, &o);
+    if (s->packet.first_fragment)
+        verdict_first_fragment(s, DIRECTION_EGRESS, action);
+    if (lo && action == PASS)
+        skb->tc_index = LOOPBACK_JUDGED;
+    return action;
+}
+
+/* A conversation that policy has refused since: nothing leaves but the reset that tells the peer. */
+static INLINE int egress_is_reset(struct __sk_buff *skb, u32 l2)
+{
+    void *data = packet_data(skb), *end = packet_end(skb);
+    u32 header = skb->protocol == bpf_htons(ETH_P_IP) ? sizeof(struct ipv4_header) : sizeof(struct ipv6_header);
+    struct tcp_header *tcp = data + l2 + header;
+
+    return (void *)(tcp + 1) > end || (tcp->flags & TCP_FLAG_RST);
+}
+
+static INLINE int egress_refused_stream(struct sock_state *st)
+{
+    u8 own = st->flags & SOCK_FLAG_OPENED ? DIRECTION_EGRESS : DIRECTION_INGRESS;
+    struct judgement j = {
+        .local = st->direction == own ? st->local_identity : st->remote_identity,
+        .remote = st->direction == own ? st->remote_identity : st->local_identity,
+        .direction = st->direction,
+        .verdict = VERDICT_DENY,
+        .reason = st->reason,
+    };
+    account_refusal(&j);
+    return DROP;
+}
+
+/* The common packet. `link` tells the second stage what kind of device this is. */
+static INLINE int egress(struct __sk_buff *skb, const u32 link)
+{
+    struct control c = control_read();
+    struct bpf_sock *sk = skb->sk;
+
+    if (sk) {
+        struct sock_state *st = sockets.sk_storage_get(sk, 0, 0);
+        if (st && st->generation == c.generation && c.generation && (TCP_STATE(sk->state & 31) & TCP_CARRIES) &&
+            (!st->deadline_s || account_boot_seconds() < st->deadline_s)) {
+            if (st->verdict != VERDICT_DENY) {
+                if (link == LINK_LOOPBACK)
+                    skb->tc_index = LOOPBACK_JUDGED;
+                return PASS;
+            }
+            if (!egress_is_reset(skb, link == LINK_BARE ? 0 : ETH_HEADER_BYTES))
+                return egress_refused_stream(st);
+        }
+    }
+    skb->cb[0] = link;
+    stages.call(skb, STAGE_EGRESS);
+    return DROP;
+}
+
+#endif

@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * policy.h: one end's judgement of one conversation. Knows allows only; everything else was decided at compile time.
+ */
+#ifndef BULKHEAD_POLICY_H
+#define BULKHEAD_POLICY_H
+
+#define POLICY_EXACT_BITS 80
+
+static INLINE u32 policy_class4(const struct control *c, __be32 address)
+{
+    struct address_key4 key = {.prefix_bits = 32};
+    __builtin_memcpy(key.address, &address, 4);
+    u32 *class = slot_classes4(c->generation, &key);
+    return class ? *class : IDENTITY_WORLD;
+}
+
+static INLINE u32 policy_class6(const struct control *c, const __be32 *address)
+{
+    struct address_key6 key = {.prefix_bits = 128};
+    __builtin_memcpy(key.address, address, 16);
+    u32 *class = slot_classes6(c->generation, &key);
+    return class ? *class : IDENTITY_WORLD;
+}
+
+static INLINE u32 policy_class(const struct control *c, u8 family, const __be32 *address)
+{
+    return family == AF_INET ? policy_class4(c, address[3]) : policy_class6(c, address);
+}
+
+static INLINE void policy_refuse(struct judgement *j, u8 reason, u32 mode)
+{
+    j->verdict = mode == MODE_ENFORCE ? VERDICT_DENY : VERDICT_WOULD_DENY;
+    j->reason = reason;
+    j->rule_id = 0;
+    j->deadline_s = 0;
+}
+
+/* `port` is that of the end that is being connected to, whichever end `local` is. Counts nothing. */
+static INLINE void policy_judge(struct judgement *j, const struct control *c, u32 local, u32 mode, u8 direction,
+                                u32 remote, u8 protocol, __be16 port)
+{
+    struct policy_key key = {
+        .prefix_bits = POLICY_EXACT_BITS + 16,
+        .local_identity = local,
+        .remote_identity = remote,
+        .direction = direction,
+        .protocol = protocol,
+        .port = port,
+    };
+
+    j->local = local;
+    j->remote = remote;
+    j->direction = direction;
+    if (local == IDENTITY_UNKNOWN)
+        return policy_refuse(j, DROP_REASON_UNATTESTED, mode);
+    if (local == IDENTITY_AMBIGUOUS)
+        return policy_refuse(j, DROP_REASON_AMBIGUOUS, mode);
+    if (remote == IDENTITY_UNKNOWN || remote == IDENTITY_AMBIGUOUS)
+        return policy_refuse(j, DROP_REASON_POLICY, mode);
+    struct policy_entry *e = slot_policy(c->generation, &key);
+    if (!e)
+        return policy_refuse(j, DROP_REASON_POLICY, mode);
+    if (e->deadline_s && account_boot_seconds() >= e->deadline_s)
+        return policy_refuse(j, DROP_REASON_EXPIRED, mode);
+    j->verdict = VERDICT_ALLOW;
+    j->reason = DROP_REASON_NONE;
+    j->rule_id = e->rule_id;
+    j->hit_slot = e->hit_slot;
+    j->deadline_s = e->deadline_s;
+}
+
+#endif

@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * verdict.h: what becomes of a packet. Deciding fills a `struct outcome`; verdict_settle() counts it, reports it and
+ * gives the TC action. One place counts, so nothing is dropped uncounted and nothing is counted twice.
+ *
+ * Allow is TC_ACT_UNSPEC: the next filter has its say. TC_ACT_OK would silence other people's filters behind ours.
+ */
+#ifndef BULKHEAD_VERDICT_H
+#define BULKHEAD_VERDICT_H
+
+#define PASS (-1)
+#define DROP 2
+
+/* Set on lo by egress in the same pass and required by its ingress; no socket option reaches this field. */
+#define LOOPBACK_JUDGED 0xB17C
+
+/* The kind of device, handed from the first stage to the second in skb->cb[0]. */
+enum link_kind {
+    LINK_ETHERNET = 0,
+    LINK_BARE = 1, /* no link header: tun, tunnels */
+    LINK_LOOPBACK = 2,
+};
+
+enum outcome_kind {
+    OUTCOME_PASS,    /* part of a conversation that was counted when it opened */
+    OUTCOME_CONTROL, /* one of the kernel's own packets: passes within its allowance */
+    OUTCOME_JUDGED,  /* count and report `j` */
+    OUTCOME_COUNTED, /* count `j`, report nothing: the same refusal was reported before */
+};
+
+struct outcome {
+    struct judgement j;
+    const struct sock_state *st; /* of the local endpoint, for the report */
+    u8 kind;
+    u8 control;                  /* enum control_kind */
+    u8 event_flags;
+};
+
+static INLINE void verdict_control(struct outcome *o, u32 kind)
+{
+    o->kind = OUTCOME_CONTROL;
+    o->control = kind;
+}
+
+/* Refuse for a reason that no rule could lift. */
+static INLINE void verdict_refuse(struct outcome *o, const struct sock_state *st, u8 reason, u32 mode)
+{
+    o->kind = OUTCOME_JUDGED;
+    o->st = st;
+    o->j.local = st ? st->local_identity : IDENTITY_UNKNOWN;
+    o->j.remote = IDENTITY_UNKNOWN;
+    policy_refuse(&o->j, reason, mode);
+}
+
+static INLINE int verdict_settle(struct __sk_buff *skb, const struct control *c, const struct packet *p,
+                                 struct outcome *o)
+{
+    if (o->kind == OUTCOME_PASS)
+        return PASS;
+    if (o->kind == OUTCOME_CONTROL) {
+        if (account_take(o->control, CONTROLS_PER_WINDOW))
+            return PASS;
+        verdict_refuse(o, 0, DROP_REASON_CONTROL_RATE, identity_any_mode(c));
+    }
+    if (o->j.verdict == VERDICT_ALLOW)
+        account_hit(&o->j);
+    else
+        account_refusal(&o->j);
+    if (o->kind != OUTCOME_COUNTED)
+        account_packet_event(skb, c, p, &o->j, o->st, o->event_flags);
+    return o->j.verdict == VERDICT_DENY ? DROP : PASS;
+}
+
+/*
+ * Working space that would not fit the 512 bytes of stack. One per CPU and direction: a program is never interrupted by
+ * another of its direction on the same CPU.
+ */
+struct scratch {
+    struct packet packet;
+    struct fragment_key fragment;
+    struct echo_key echo;
+};
+BPF_F_TABLE("percpu_array", u32, struct scratch, scratches, 2, 0);
+
+static INLINE void verdict_fragment_key(struct fragment_key *key, const struct packet *p, u8 direction)
+{
+    key->identification = p->identification;
+    key->protocol = p->protocol;
+    key->direction = direction;
+    key->reserved = 0;
+    __builtin_memcpy(key->source, p->source, 16);
+    __builtin_memcpy(key->destination, p->destination, 16);
+}
+
+#define FRAGMENT_LIFE_NS 30000000000ull /* Linux's reassembly time */
+
+/* A later fragment goes the way of its first; it carries no ports to judge by. */
+static INLINE void verdict_later_fragment(struct outcome *o, const struct control *c, struct scratch *s)
+{
+    verdict_fragment_key(&s->fragment, &s->packet, o->j.direction);
+    struct fragment_entry *seen = fragments.lookup(&s->fragment);
+
+    if (seen && bpf_ktime_get_coarse_ns() - seen->seen_ns < FRAGMENT_LIFE_NS)
+        return;
+    verdict_refuse(o, o->st, DROP_REASON_FRAGMENT, identity_any_mode(c));
+}
+
+/* A refused first fragment also withdraws what an allowed one with the same key had opened. */
+static INLINE void verdict_first_fragment(struct scratch *s, u8 direction, int action)
+{
+    verdict_fragment_key(&s->fragment, &s->packet, direction);
+    if (action == PASS) {
+        struct fragment_entry entry = {.seen_ns = bpf_ktime_get_coarse_ns()};
+        fragments.update(&s->fragment, &entry);
+    } else {
+        fragments.delete(&s->fragment);
+    }
+}
+
+#endif
