@@ -1,0 +1,179 @@
+"""Who is who, kept true in the kernel's maps: control groups and executables as they come and go.
+
+Everything here is driven by events (bpf/lifecycle.c). A control group that has no entry, and an executable that is not
+attested, match nothing; the window between the event and the entry is therefore closed, only slow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from bulkhead.abi import ExecutableKey as KernelKey
+from bulkhead.abi import Mode
+from bulkhead.dataplane.bundle import Bundle
+from bulkhead.dataplane.subjects import Answers, ViewEntries, executable_id, view_entries
+from bulkhead.errors import KernelError
+from bulkhead.identity.cgroups import CgroupTree
+from bulkhead.identity.processes import ExecutableKey, Process, executable_at
+from bulkhead.identity.selectors import Ambiguous, CgroupView, Narrower
+from bulkhead.identity.users import Users
+from bulkhead.kernel.libbpf import Map
+from bulkhead.kernel.maps import KernelMaps, Table
+from bulkhead.policy import model
+
+
+@dataclass(slots=True)
+class Plan:
+    """How one generation sees control groups. Groups are numbered in the order in which their views are met."""
+
+    narrower: Narrower
+    answers: Answers
+    executables: tuple[str, ...]
+    groups: dict[CgroupView, int] = field(default_factory=dict)
+    paths: dict[int, str] = field(default_factory=dict)
+    """Control groups that have an entry, by id."""
+
+    def entries(self, path: str) -> tuple[ViewEntries, bool]:
+        """What the kernel must hold for a control group, and whether its group of answers is a new one."""
+        view = self.narrower.view(path)
+        is_new = bool(view.needs) and view not in self.groups
+        number = self.groups.setdefault(view, len(self.groups) + 1) if view.needs else 0
+        return view_entries(view, number, self.answers), is_new
+
+    def ambiguous(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Control groups in which no workload can win, with the workloads that tie."""
+        found: list[tuple[str, tuple[str, ...]]] = []
+        for path in self.paths.values():
+            for outcome in self.narrower.view(path).table.values():
+                if isinstance(outcome, Ambiguous):
+                    found.append((path, tuple(w.qualified for w in outcome.workloads)))
+                    break
+        return found
+
+
+def make_plan(bundle: Bundle, host: str, users: Users, observe_only: bool) -> Plan:
+    """The plan of a commit on this host."""
+    local = [info for info in bundle.workloads() if info.local]
+    host_mode = Mode.ENFORCE if bundle.host_mode is model.Mode.ENFORCE and not observe_only else Mode.OBSERVE
+    answers = Answers({info.qualified: info.identity for info in local}, host_mode, observe_only)
+    users.refresh()
+    narrower = Narrower([info.as_workload() for info in local], host, users.uid, users.gid)
+    return Plan(narrower, answers, bundle.executables)
+
+
+def survey(plan: Plan, tree: CgroupTree) -> tuple[Table, Table, Table]:
+    """Entries for every control group there is: `cgroups`, `members`, `subjects`."""
+    cgroups: dict[bytes, bytes] = {}
+    members: dict[bytes, bytes] = {}
+    subjects: dict[bytes, bytes] = {}
+    for group in tree.walk().groups:
+        entries, is_new = plan.entries(group.path)
+        cgroups[group.cgroup_id.to_bytes(8, "little")] = entries.entry
+        plan.paths[group.cgroup_id] = group.path
+        if is_new:
+            members |= entries.members
+            subjects |= entries.subjects
+    return Table.of(cgroups), Table.of(members), Table.of(subjects)
+
+
+class Attestation:
+    """Applies lifecycle events to the generation in force."""
+
+    def __init__(self, maps: KernelMaps, tree: CgroupTree) -> None:
+        self._maps = maps
+        self._tree = tree
+        self._named: dict[bytes, int] = {}
+        self.plan: Plan | None = None
+
+    def path_of(self, cgroup_id: int) -> str | None:
+        """Path of a control group, known as long as it has an entry."""
+        return self.plan.paths.get(cgroup_id) if self.plan else None
+
+    def adopt_plan(self, plan: Plan) -> None:
+        """From now on events are answered by `plan`, whose generation has just been switched in."""
+        self.plan = plan
+
+    def cgroup_made(self, cgroup_id: int, path: str) -> None:
+        """Give a control group its entry; what it points to is written first."""
+        if self.plan is None:
+            return
+        entries, is_new = self.plan.entries(path)
+        if is_new:
+            self._write("members", entries.members)
+            self._write("subjects", entries.subjects)
+        self._write("cgroups", {cgroup_id.to_bytes(8, "little"): entries.entry})
+        self.plan.paths[cgroup_id] = path
+
+    def cgroup_gone(self, cgroup_id: int) -> None:
+        """Forget a control group. Sockets that outlive it match nothing from the next generation on."""
+        cgroups = self._maps.current("cgroups")
+        if cgroups is not None:
+            cgroups.delete(cgroup_id.to_bytes(8, "little"))
+        if self.plan is not None:
+            self.plan.paths.pop(cgroup_id, None)
+
+    def rescan(self) -> int:
+        """Compare with the control groups that are there, after events were lost; returns how many were missing."""
+        if self.plan is None:
+            return 0
+        present = {group.cgroup_id: group.path for group in self._tree.walk().groups}
+        missing = [(number, path) for number, path in present.items() if number not in self.plan.paths]
+        for number, path in missing:
+            self.cgroup_made(number, path)
+        for number in [number for number in self.plan.paths if number not in present]:
+            self.cgroup_gone(number)
+        return len(missing)
+
+    def _write(self, name: str, entries: dict[bytes, bytes]) -> None:
+        target = self._maps.current(name)
+        if target is None:
+            raise KernelError(f"the map `{name}` of the generation in force is not open")
+        table = Table.of(entries)
+        target.update_batch(table.keys, table.values, table.count)
+
+    def name_executables(self, paths: Iterable[str]) -> None:
+        """Find the files that policy names. Before a switch: their numbers must be there when policy asks for them."""
+        self._named = {}
+        for path in paths:
+            found = executable_at(path)
+            if found is not None and found.key is not None and not found.deleted and found.path == path:
+                self._named[kernel_key(found.key)] = executable_id(path)
+        executables = self._maps.fixed("executables")
+        for key, number in self._named.items():
+            executables.update(key, number.to_bytes(4, "little"))
+
+    def executable_seen(self, key: bytes) -> None:
+        """Attest an executable that runs. The file, not the process, is asked: a process could change its tale."""
+        number = self._named.get(key)
+        if number is None and self.plan is not None:
+            self.name_executables(self.plan.executables)  # a package upgrade puts a new file in place
+            number = self._named.get(key)
+        self._attest(self._maps.fixed("executables"), key, number or 0)
+
+    def executables_running(self, processes: Iterable[Process]) -> int:
+        """Attest what runs already; returns how many different files."""
+        keys = {kernel_key(p.executable.key) for p in processes if p.executable is not None and p.executable.key}
+        executables = self._maps.fixed("executables")
+        for key in keys:
+            self._attest(executables, key, self._named.get(key, 0))
+        return len(keys)
+
+    def _attest(self, executables: Map, key: bytes, number: int) -> None:
+        try:
+            executables.update(key, number.to_bytes(4, "little"))
+        except KernelError:
+            # full: forget the unnamed ones; each is attested again when it runs again
+            keys, values = executables.lookup_batch()
+            size = executables.info.key_size
+            for index in range(len(values) // 4):
+                if not any(values[index * 4 : index * 4 + 4]):
+                    executables.delete(keys[index * size : (index + 1) * size])
+            executables.update(key, number.to_bytes(4, "little"))
+
+
+def kernel_key(key: ExecutableKey) -> bytes:
+    """An executable as the kernel programs write it. File systems that tell no generation hold 0."""
+    return bytes(KernelKey(inode=key.inode, device=key.device, generation=key.generation or 0))
+
+

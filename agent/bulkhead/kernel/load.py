@@ -1,0 +1,131 @@
+"""The loader: compiles with bcc, loads, pins, and exits.
+
+Short-lived on purpose: bcc and LLVM cost 130 MB that a resident agent should not hold, and loading needs capabilities
+that enforcing does not. What it leaves are pins below one directory, mode 0700:
+
+    maps/NAME       created once; a reload finds and keeps them, so state and counters go on
+    slots/NAME_N    inner maps of the two generations, see kernel.maps
+    programs/NAME   replaced one by one through a rename, never absent
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from bulkhead.abi import Abi, Setting
+from bulkhead.errors import KernelError, RefusedError
+from bulkhead.kernel import libbpf, source
+from bulkhead.kernel.programs import PROGRAMS, STAGES, Program
+
+_BPFFS_MAGIC = 0xCAFE4A11
+
+
+def pinned_setting(pins: Path) -> Setting | None:
+    """What the pinned maps say of themselves, None when there are none."""
+    path = pins / "maps" / "setting"
+    if not path.exists():
+        return None
+    with libbpf.map_open(path) as setting:
+        raw = setting.lookup(bytes(4))
+    return Setting.from_buffer_copy(raw) if raw else None
+
+
+def is_current(pins: Path) -> bool:
+    """Are all programs pinned, built from these very sources? Raises RefusedError when the pins are of a newer layout."""
+    setting = pinned_setting(pins)
+    if setting is None:
+        return False
+    _refuse_other_layout(setting, pins)
+    if bytes(setting.build).decode(errors="replace").rstrip("\0") != source.build_id():
+        return False
+    return all((pins / "programs" / program.name).exists() for program in PROGRAMS)
+
+
+def load(pins: Path) -> None:
+    """Compile, load and pin everything below `pins`, keeping maps that are there.
+
+    Raises RefusedError when this machine or its pins cannot be used, KernelError when the kernel rejects a program.
+    """
+    prepare_directory(pins)
+    setting = pinned_setting(pins)
+    if setting is not None:
+        _refuse_other_layout(setting, pins)
+    module = compile_text(source.compose(pins / "maps"))
+    for program in PROGRAMS:
+        _pin_program(module, program, pins / "programs")
+    _write_setting(pins, setting)
+
+
+def compile_text(text: str) -> Any:
+    """bcc's module for `text`: maps are created or found by their pins, programs not loaded yet.
+
+    Raises RefusedError with the compiler's complaint, which names the source file and line.
+    """
+    os.environ["BCC_KERNEL_SOURCE"] = str(source.directory())
+    os.environ["BCC_LINUX_VERSION_CODE"] = str(6 << 16 | 1 << 8)
+    try:
+        from bcc import BPF
+    except ImportError as error:
+        raise RefusedError("bcc is not installed (Debian: python3-bpfcc)") from error
+    try:
+        return BPF(text=text, cflags=["-Wno-macro-redefined", "-Wno-unused-function"])
+    except Exception as error:  # bcc raises the base class; the compiler has written its complaint to stderr
+        raise RefusedError("the kernel programs do not compile or their maps cannot be made; see the lines above") from error
+
+
+def prepare_directory(pins: Path) -> None:
+    """Make `pins` and its rooms, private to root. Raises RefusedError when it is not on a BPF file system."""
+    parent = pins if pins.exists() else pins.parent
+    if not parent.exists() or _file_system(parent) != _BPFFS_MAGIC:
+        raise RefusedError(f"`{parent}` is not on a BPF file system: mount one with `mount -t bpf bpf /sys/fs/bpf`")
+    for directory in (pins, pins / "maps", pins / "programs", pins / "slots", pins / "links"):
+        directory.mkdir(mode=0o700, exist_ok=True)
+    os.chmod(pins, 0o700)
+
+
+def _file_system(path: Path) -> int:
+    buffer = ctypes.create_string_buffer(256)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.statfs(os.fsencode(path), buffer) != 0:
+        number = ctypes.get_errno()
+        raise KernelError(f"cannot examine `{path}`: {os.strerror(number)}", number)
+    return int.from_bytes(buffer.raw[:8], "little") & 0xFFFFFFFF
+
+
+def _refuse_other_layout(setting: Setting, pins: Path) -> None:
+    if setting.layout > Abi.LAYOUT:
+        raise RefusedError(
+            f"`{pins}` was made by a newer version (layout {setting.layout}, this one knows {Abi.LAYOUT.value}): "
+            "what it enforces stays in force; upgrade, or remove it with its own `bulkhead detach`"
+        )
+    if 0 < setting.layout < Abi.LAYOUT:
+        raise RefusedError(f"`{pins}` has the older layout {setting.layout}; run `bulkhead detach` first")
+
+
+def _pin_program(module: Any, program: Program, directory: Path) -> None:
+    try:
+        module.funcs.pop(program.function.encode(), None)  # bcc keeps one load per function; hooks need several
+        function = module.load_func(program.function, int(program.program_type), None, program.attach_type)
+    except Exception as error:  # bcc raises the base class; the verifier has written its log to stderr
+        raise KernelError(f"the kernel rejects the program `{program.name}`: {error}") from error
+    fresh = directory / f"{program.name}_new"
+    fresh.unlink(missing_ok=True)
+    with libbpf.Fd(os.dup(function.fd)) as fd:
+        libbpf.obj_pin(fd, fresh)
+    fresh.rename(directory / program.name)
+    if program.name in STAGES:
+        with libbpf.map_open(directory.parent / "maps" / "stages") as stages:
+            stages.update(STAGES.index(program.name).to_bytes(4, "little"), function.fd.to_bytes(4, "little"))
+
+
+def _write_setting(pins: Path, known: Setting | None) -> None:
+    setting = Setting()
+    setting.hash_seed = known.hash_seed if known is not None and known.hash_seed else secrets.randbits(64)
+    setting.layout = int(Abi.LAYOUT)
+    setting.build = source.build_id().encode()
+    with libbpf.map_open(pins / "maps" / "setting") as target:
+        target.update(bytes(4), bytes(setting))
