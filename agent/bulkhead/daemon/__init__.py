@@ -1,0 +1,1 @@
+"""The resident agent: the only room that wires the others together."""

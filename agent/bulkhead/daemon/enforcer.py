@@ -1,0 +1,238 @@
+"""Keeps the kernel doing what the last good commit says, and hears what it has to tell."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import logging
+import socket
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from bulkhead.abi import (
+    EventFlag,
+    ExecutableKey,
+    LifecycleEvent,
+    LifecycleKind,
+    Loss,
+    VerdictEvent,
+)
+from bulkhead.config import Settings
+from bulkhead.dataplane import bundle as bundles
+from bulkhead.dataplane.bundle import Bundle
+from bulkhead.dataplane.compile import compile_commit
+from bulkhead.errors import BulkheadError, KernelError
+from bulkhead.identity import cgroups, processes
+from bulkhead.identity.cgroups import CgroupTree
+from bulkhead.identity.users import Users
+from bulkhead.kernel import generation, sockets
+from bulkhead.kernel.attach import Attachments, Mechanism, Programs
+from bulkhead.kernel.attestation import Attestation, make_plan, survey
+from bulkhead.kernel.devices import DeviceAdded, DeviceRemoved, DeviceWatcher, Resync
+from bulkhead.kernel.diag import SocketDiag
+from bulkhead.kernel.maps import KernelMaps
+from bulkhead.kernel.ringbuf import RingBuffer
+from bulkhead.policy.model import Mode, PolicySet
+
+log = logging.getLogger(__name__)
+
+EVENT_POLL_S: Final = 0.1
+"""How often verdict events are read: waking a reader per event would cost more than judging the packet."""
+_EXECUTABLE_OFFSET: Final = int(vars(LifecycleEvent)["exe_inode"].offset)
+_EXECUTABLE_SIZE: Final = ctypes.sizeof(ExecutableKey)
+_FLAGS_OFFSET: Final = int(vars(VerdictEvent)["flags"].offset)
+
+
+def empty_bundle(host: str) -> bytes:
+    """What is in force before any policy: nothing is allowed, nothing is dropped."""
+    nothing = PolicySet(commit="", trust_domain="none.invalid", host_mode=Mode.OBSERVE)
+    return bundles.pack(compile_commit(nothing, host, datetime.now(UTC)))
+
+
+class Enforcer:
+    """One host's enforcement: maps, hooks, attestation. Everything but the event callbacks is synchronous."""
+
+    def __init__(self, settings: Settings, on_verdict: Callable[[bytes], None]) -> None:
+        self.settings = settings
+        self._on_verdict = on_verdict
+        self.tree = CgroupTree(settings.cgroup_root or cgroups.find_mount().mount_point)
+        self.maps = KernelMaps(settings.pins)
+        self.programs = Programs.open(settings.pins)
+        self.attachments = Attachments(
+            settings.pins, self.programs, self.tree.root, "clsact" if settings.prefer == "clsact" else "tcx"
+        )
+        self.attestation = Attestation(self.maps, self.tree)
+        self.users = Users()
+        self.hits = generation.HitSlots(settings.run_dir / "hits.json")
+        self.watcher = DeviceWatcher()
+        self.diag = SocketDiag()
+        self.bundle: Bundle | None = None
+        self.generation = 0
+        self.adoption = sockets.AdoptionReport()
+        self.executables = 0
+        self.hook_errors: dict[str, str] = {}
+        """Devices that could not be hooked, with why."""
+        self._verdicts = RingBuffer(self.maps.fixed("verdict_events"))
+        self._lifecycle = RingBuffer(self.maps.fixed("lifecycle_events"))
+        self._losses_seen = 0
+
+    @property
+    def _saved(self) -> Path:
+        return self.settings.run_dir / "bundle"
+
+    def close(self) -> None:
+        """Let go; everything stays in force."""
+        for opened in (self._verdicts, self._lifecycle, self.watcher, self.diag, self.attachments, self.programs):
+            opened.close()
+        self.maps.close()
+
+    # Start
+
+    def stamp_sockets(self) -> None:
+        """From here on every new socket is stamped; those that are there already are adopted."""
+        for change in (*self.attachments.attach_tracepoints(), *self.attachments.attach_cgroup()):
+            log.info("attached %s", change)
+        found = processes.scan()
+        self.executables = self.attestation.executables_running(found.processes)
+        self.adoption = sockets.adopt(self.maps.fixed("sockets"), self.tree, found.processes)
+        log.info("existing sockets: %s", self.adoption)
+
+    def restore(self) -> bool:
+        """Put the last good policy in force again; False when there is none."""
+        if not self._saved.exists():
+            return False
+        try:
+            self.enforce(self._saved.read_bytes())
+        except BulkheadError as error:
+            log.error("the saved policy cannot be used: %s", error)
+            return False
+        return True
+
+    def attach_devices(self) -> None:
+        """Hook every device. Raises KernelError when one cannot be hooked."""
+        for change in self.attachments.sync_devices(self.watcher.devices()):
+            log.info("attached %s", change)
+
+    # Policy
+
+    def enforce(self, packed: bytes) -> int:
+        """Switch to a bundle, in one step, and return the generation; on any error the old one stays in force."""
+        fresh = bundles.read(packed)
+        if fresh.host not in (None, self.settings.host):
+            raise KernelError(f"the bundle is for the host `{fresh.host}`")
+        plan = make_plan(fresh, self.settings.host, self.users, self.settings.observe_only)
+        self.attestation.name_executables(plan.executables)
+        slots = self.hits.assign(info.name for info in fresh.rules())
+        tables = generation.tables(fresh, plan, survey(plan, self.tree), slots)
+        generation.zero_hits(self.maps, self.hits.keep(slots))
+        self.generation = self.maps.switch(tables)
+        self.attestation.adopt_plan(plan)
+        self.bundle = fresh
+        _write_file(self._saved, packed)
+        _append_line(
+            self.settings.run_dir / "generations.jsonl",
+            {"generation": self.generation, "commit": fresh.commit, "digest": fresh.digest, "at": time.time()},
+        )
+        return self.generation
+
+    # Events
+
+    def watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Hear events from now on."""
+        loop.add_reader(self.maps.fixed("lifecycle_events").fd.fileno(), self.read_lifecycle)
+        loop.add_reader(self.maps.fixed("verdict_events").fd.fileno(), self.read_verdicts)
+        loop.add_reader(self.watcher.fileno(), self.read_devices)
+        self.read_lifecycle()
+        self.attestation.rescan()
+
+    def unwatch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Stop hearing."""
+        for fd in (self.maps.fixed("lifecycle_events").fd, self.maps.fixed("verdict_events").fd, self.watcher):
+            loop.remove_reader(fd.fileno())
+
+    def read_verdicts(self) -> None:
+        """Hand on what was judged, and destroy the sockets of conversations that were cut."""
+        for record in self._verdicts.drain():
+            raw = bytes(record)
+            self._on_verdict(raw)
+            if raw[_FLAGS_OFFSET] & EventFlag.CUT:
+                self._destroy(VerdictEvent.from_buffer_copy(raw))
+
+    def _destroy(self, event: VerdictEvent) -> None:
+        entry = self.diag.find(event.socket_cookie, socket.IPPROTO_TCP)
+        if entry is not None and self.diag.destroy(entry.socket_id, socket.IPPROTO_TCP):
+            log.info("destroyed a socket of pid %d whose conversation policy no longer allows", event.tgid)
+
+    def read_lifecycle(self) -> None:
+        """Attest what has appeared."""
+        for record in self._lifecycle.drain():
+            self._lifecycle_event(bytes(record))
+        lost = self._lost(Loss.LIFECYCLE)
+        if lost != self._losses_seen:
+            self._losses_seen = lost
+            log.warning("lifecycle events were lost: looking at every control group again")
+            self.attestation.rescan()
+
+    def _lost(self, kind: Loss) -> int:
+        losses = self.maps.fixed("losses")
+        return losses.sum_words(losses.lookup(int(kind).to_bytes(4, "little")) or b"")[0]
+
+    def _lifecycle_event(self, raw: bytes) -> None:
+        event = LifecycleEvent.from_buffer_copy(raw)
+        if event.kind == LifecycleKind.EXEC:
+            self.attestation.executable_seen(raw[_EXECUTABLE_OFFSET : _EXECUTABLE_OFFSET + _EXECUTABLE_SIZE])
+            if self.bundle is not None and self.bundle.executables:
+                self._restamp(event.tgid)
+            return
+        path = self.tree.relative(event.path.decode(errors="surrogateescape"), event.cgroup_id)
+        if path is None:
+            return
+        if event.kind == LifecycleKind.CGROUP_MADE:
+            self.attestation.cgroup_made(event.cgroup_id, path)
+        elif event.kind == LifecycleKind.CGROUP_GONE:
+            self.attestation.cgroup_gone(event.cgroup_id)
+        elif event.kind == LifecycleKind.MOVED:
+            self._restamp(event.tgid)
+
+    def _restamp(self, pid: int) -> None:
+        report = sockets.restamp(self.maps.fixed("sockets"), self.tree, pid)
+        if report.stamped:
+            log.info("sockets of a process that changed its workload are judged anew pid=%d: %s", pid, report)
+
+    def read_devices(self) -> None:
+        """Hook what has appeared. A device that cannot be hooked is reported, and does not keep others from it."""
+        for event in self.watcher.read():
+            if isinstance(event, DeviceRemoved):
+                self.attachments.forget_device(event.device.index)
+                self.hook_errors.pop(event.device.name, None)
+            elif isinstance(event, DeviceAdded):
+                self._hook(partial(self.attachments.attach_device, event.device), event.device.name)
+            elif isinstance(event, Resync):
+                self._hook(lambda: self.attachments.sync_devices(self.watcher.devices()), "all devices")
+
+    def _hook(self, attach: Callable[[], list[str]], name: str) -> None:
+        try:
+            changes = attach()
+        except BulkheadError as error:
+            self.hook_errors[name] = str(error)
+            log.error("cannot hook %s: %s", name, error)
+            return
+        self.hook_errors.pop(name, None)
+        for change in changes:
+            log.info("attached %s", change)
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    fresh = path.with_suffix(".new")
+    fresh.write_bytes(content)
+    fresh.replace(path)
+
+
+def _append_line(path: Path, record: dict[str, object]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")

@@ -1,0 +1,1 @@
+"""What happened and why: recorded verdicts, explanations of them, metrics and logs. Asks nobody, changes nothing."""

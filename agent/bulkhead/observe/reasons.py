@@ -1,0 +1,116 @@
+"""What every drop reason means to the one who meets it, and what to do about it. The only table of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from bulkhead.abi import DropReason, name_of
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """`because` completes "it was refused because"; `advice` is what to do, a sentence each."""
+
+    because: str
+    advice: str
+
+
+REASONS: Final[dict[DropReason, Reason]] = {
+    DropReason.NONE: Reason("nothing was refused", "nothing needs to be done"),
+    DropReason.POLICY: Reason(
+        "default deny; no rule matched",
+        "if it should be allowed, add a rule to the policy and commit it",
+    ),
+    DropReason.EXPIRED: Reason(
+        "the exception that allowed it has expired",
+        "write a rule if the need is permanent, or a new exception with a later `expires`",
+    ),
+    DropReason.UNATTESTED: Reason(
+        "the process had no attested identity yet, and the unknown matches nothing",
+        "try again; if it stays so, look at `bulkhead status` for events lost and at the agent's log",
+    ),
+    DropReason.AMBIGUOUS: Reason(
+        "two workloads select the process with equal right, and a tie matches nothing",
+        "`bulkhead workloads` names them: make one selector more specific",
+    ),
+    DropReason.NO_POLICY: Reason(
+        "no policy has been switched into the kernel",
+        "`bulkhead status` says why the last commit was not loaded",
+    ),
+    DropReason.NO_STATE: Reason(
+        "the kernel could not make room for the socket's state",
+        "look for memory pressure in the control group and on the machine",
+    ),
+    DropReason.MALFORMED: Reason(
+        "a header is truncated, contradicts another or carries port 0",
+        "look at what sent it: no working program does this",
+    ),
+    DropReason.FRAGMENT: Reason(
+        "it is a later fragment whose first fragment was refused or never seen",
+        "look for the refusal of the first fragment, or lower the sender's packet size",
+    ),
+    DropReason.EXTENSION_HEADER: Reason(
+        "IPv6 extension headers could hide what it is",
+        "send without routing, hop-by-hop or destination options",
+    ),
+    DropReason.MARTIAN: Reason(
+        "its address cannot occur where it was seen: loopback, mapped or unspecified",
+        "look for a forged source, or a route that points the wrong way",
+    ),
+    DropReason.LINK_PROTOCOL: Reason(
+        "it is neither IPv4, IPv6 nor ARP, or it carries stacked VLAN tags",
+        "nothing but these three protocols passes; take the device's other traffic elsewhere",
+    ),
+    DropReason.PACKET_SOCKET: Reason(
+        "it was written to the device past the network stack, through a packet socket",
+        "find the program with CAP_NET_RAW; what it sends has no identity",
+    ),
+    DropReason.RAW_SOCKET: Reason(
+        "a transport segment was forged through a raw socket",
+        "use an ordinary TCP or UDP socket, or take CAP_NET_RAW away from the program",
+    ),
+    DropReason.OWNERLESS: Reason(
+        "no socket sent it, and it is no control packet of the kernel",
+        "look for a tunnel, a kernel service or a packet generator: without a socket there is no identity",
+    ),
+    DropReason.FORWARDED: Reason(
+        "it was routed or bridged through this machine, which neither sent nor receives it",
+        "enforce at the machines that talk; this one does not forward",
+    ),
+    DropReason.CONTROL_RATE: Reason(
+        "it is a control packet of the kernel beyond its rate limit",
+        "look for a scan or a storm: `bulkhead_control_packets_total` shows the kind",
+    ),
+    DropReason.UNSOLICITED: Reason(
+        "it answers something that was never asked",
+        "expected after a restart of the peer or from a scan; look for a forged source if it goes on",
+    ),
+    DropReason.MULTICAST: Reason(
+        "multicast or broadcast arrived for no identity",
+        "expected noise of a network segment; allow it to a workload that listens for it",
+    ),
+    DropReason.LOOPBACK_BYPASS: Reason(
+        "it arrived on the loopback device without having been judged when it left",
+        "look for a packet injected by another program on the device",
+    ),
+    DropReason.NEIGHBOUR: Reason(
+        "neighbour discovery came from off the link, or behind extension headers",
+        "look for a forged router or neighbour advertisement on the segment",
+    ),
+}
+"""By reason, every one of them but the count `MAX`."""
+
+
+def reason_of(number: int) -> Reason:
+    """The reason of a number; one that says so when the kernel knows more reasons than this agent."""
+    try:
+        return REASONS[DropReason(number)]
+    except (ValueError, KeyError):
+        return Reason(f"reason {number}, which this version does not know", "upgrade the agent to the kernel programs'")
+
+
+def reason_named(name: str) -> Reason:
+    """The reason that `name_of` gives this name."""
+    number = next((int(reason) for reason in REASONS if name_of(DropReason, reason) == name), int(DropReason.MAX))
+    return reason_of(number)
