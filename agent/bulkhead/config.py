@@ -31,7 +31,9 @@ class Settings:
     pins: Path = Path("/sys/fs/bpf/bulkhead")
     """Directory on a BPF file system for everything that outlives the agent."""
     run_dir: Path = DEFAULT_RUN_DIR
-    """For the control socket and volatile state."""
+    """For the control socket and what goes with the pins."""
+    state_dir: Path = Path("/var/lib/bulkhead")
+    """For what survives a reboot: the last good policy and the flow log."""
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 9464
     """0: no metrics endpoint."""
@@ -44,6 +46,26 @@ class Settings:
     def control_socket(self) -> Path:
         """Where the command line finds the agent."""
         return self.run_dir / "control.sock"
+
+    @property
+    def hit_slots(self) -> Path:
+        """Which kernel counter belongs to which rule; goes with the pins."""
+        return self.run_dir / "hits.json"
+
+    @property
+    def saved_bundle(self) -> Path:
+        """The last good policy, compiled."""
+        return self.state_dir / "bundle"
+
+    @property
+    def generations(self) -> Path:
+        """Which commit each generation was, a JSON line each."""
+        return self.state_dir / "generations.jsonl"
+
+    @property
+    def saved_flows(self) -> Path:
+        """The flow log over a restart."""
+        return self.state_dir / "flows.json"
 
 
 def load(path: Path | None = None, **overrides: Any) -> Settings:
@@ -69,7 +91,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise UsageError(f"the settings `{path}` are not valid TOML: {error}") from error
 
 
-_PATHS = ("repository", "cgroup_root", "netns", "pins", "run_dir")
+_PATHS = ("repository", "cgroup_root", "netns", "pins", "run_dir", "state_dir")
 _TYPES: dict[str, type] = {"metrics_port": int, "observe_only": bool}
 
 

@@ -31,7 +31,7 @@ from bulkhead.identity import cgroups, processes
 from bulkhead.identity.cgroups import CgroupTree
 from bulkhead.identity.users import Users
 from bulkhead.kernel import generation, sockets
-from bulkhead.kernel.attach import Attachments, Mechanism, Programs
+from bulkhead.kernel.attach import Attachments, Programs
 from bulkhead.kernel.attestation import Attestation, make_plan, survey
 from bulkhead.kernel.devices import DeviceAdded, DeviceRemoved, DeviceWatcher, Resync
 from bulkhead.kernel.diag import SocketDiag
@@ -68,7 +68,7 @@ class Enforcer:
         )
         self.attestation = Attestation(self.maps, self.tree)
         self.users = Users()
-        self.hits = generation.HitSlots(settings.run_dir / "hits.json")
+        self.hits = generation.HitSlots(settings.hit_slots)
         self.watcher = DeviceWatcher()
         self.diag = SocketDiag()
         self.bundle: Bundle | None = None
@@ -80,10 +80,6 @@ class Enforcer:
         self._verdicts = RingBuffer(self.maps.fixed("verdict_events"))
         self._lifecycle = RingBuffer(self.maps.fixed("lifecycle_events"))
         self._losses_seen = 0
-
-    @property
-    def _saved(self) -> Path:
-        return self.settings.run_dir / "bundle"
 
     def close(self) -> None:
         """Let go; everything stays in force."""
@@ -104,10 +100,10 @@ class Enforcer:
 
     def restore(self) -> bool:
         """Put the last good policy in force again; False when there is none."""
-        if not self._saved.exists():
+        if not self.settings.saved_bundle.exists():
             return False
         try:
-            self.enforce(self._saved.read_bytes())
+            self.enforce(self.settings.saved_bundle.read_bytes())
         except BulkheadError as error:
             log.error("the saved policy cannot be used: %s", error)
             return False
@@ -119,6 +115,17 @@ class Enforcer:
             log.info("attached %s", change)
 
     # Policy
+
+    def holds(self, packed: bytes) -> bool:
+        """Is that what is in force already?"""
+        fresh, held = bundles.read(packed), self.bundle
+        return (
+            held is not None
+            and bool(fresh.commit)
+            and fresh.commit == held.commit
+            and fresh.policy_keys == held.policy_keys
+            and fresh.policy_entries == held.policy_entries
+        )
 
     def enforce(self, packed: bytes) -> int:
         """Switch to a bundle, in one step, and return the generation; on any error the old one stays in force."""
@@ -133,9 +140,9 @@ class Enforcer:
         self.generation = self.maps.switch(tables)
         self.attestation.adopt_plan(plan)
         self.bundle = fresh
-        _write_file(self._saved, packed)
+        _write_file(self.settings.saved_bundle, packed)
         _append_line(
-            self.settings.run_dir / "generations.jsonl",
+            self.settings.generations,
             {"generation": self.generation, "commit": fresh.commit, "digest": fresh.digest, "at": time.time()},
         )
         return self.generation

@@ -13,11 +13,12 @@ from __future__ import annotations
 import ctypes
 import os
 import secrets
+import sys
 from pathlib import Path
 from typing import Any
 
 from bulkhead.abi import Abi, Setting
-from bulkhead.errors import KernelError, RefusedError
+from bulkhead.errors import BulkheadError, KernelError, RefusedError
 from bulkhead.kernel import libbpf, source
 from bulkhead.kernel.programs import PROGRAMS, STAGES, Program
 
@@ -129,3 +130,16 @@ def _write_setting(pins: Path, known: Setting | None) -> None:
     setting.build = source.build_id().encode()
     with libbpf.map_open(pins / "maps" / "setting") as target:
         target.update(bytes(4), bytes(setting))
+
+
+def main() -> None:
+    """Entry point of the one-shot loader: `python -m bulkhead.kernel.load PINS`."""
+    try:
+        load(Path(sys.argv[1]))
+    except BulkheadError as error:
+        print(error, file=sys.stderr)
+        sys.exit(int(error.exit_code))
+
+
+if __name__ == "__main__":
+    main()

@@ -30,14 +30,18 @@ class Tables(Protocol):
     @property
     def host(self) -> str | None:
         """None: every host at once."""
+
     @property
     def host_mode(self) -> Mode: ...
     def lookup(self, local: int, direction: int, remote: int, protocol: int, port: int) -> PolicyEntry | None:
         """The entry that the kernel finds; None: nothing allows it."""
+
     def class_of(self, address: Address) -> int:
         """The identity of an address outside this machine."""
+
     def classes(self) -> dict[int, tuple[QualifiedName, ...]]:
         """Every address class that some address has, with its externals; none for the world."""
+
     def rule(self, rule_id: int) -> RuleInfo | None: ...
     def rules(self) -> Iterator[RuleInfo]: ...
     def workload(self, identity: int) -> WorkloadInfo | None: ...
@@ -159,8 +163,8 @@ def _world_left(prefixes: Iterable[IPv4Network | IPv6Network]) -> bool:
         return False
     four = [network for network in networks if isinstance(network, IPv4Network)]
     six = [network for network in networks if isinstance(network, IPv6Network)]
-    whole = [*collapse_addresses(four), *collapse_addresses(six)]
-    return not any(network.prefixlen == 0 for network in whole)
+    whole4, whole6 = collapse_addresses(four), collapse_addresses(six)
+    return all(network.prefixlen for network in whole4) and all(network.prefixlen for network in whole6)
 
 
 def parse_address(text: str) -> Address | None:

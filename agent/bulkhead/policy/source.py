@@ -189,7 +189,7 @@ def _select(entries: Iterable[_Entry], commit: str) -> list[_Entry]:
     folded: dict[str, str] = {}
     for entry in entries:
         _check_kind(entry, commit)
-        if not entry.path.lower().endswith(SUFFIXES):
+        if not entry.path.lower().endswith(SUFFIXES) or entry.path.startswith(".") or "/." in entry.path:
             continue
         _check_size(entry.path, entry.size, commit)
         if entry.path in chosen or not entry.path.isprintable():

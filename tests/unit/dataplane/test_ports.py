@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,7 +28,7 @@ def test_prefixes_cover_a_range_exactly_once(one: int, other: int) -> None:
 def test_no_two_neighbours_could_be_one(one: int, other: int) -> None:
     prefixes = port_prefixes(*sorted((one, other)))
     assert len(prefixes) <= 30
-    for (value, bits), (_, next_bits) in zip(prefixes, prefixes[1:], strict=False):
+    for (value, bits), (_, next_bits) in pairwise(prefixes):
         assert bits != next_bits or prefix_of(value, bits - 1).value != value
 
 

@@ -1,0 +1,1 @@
+"""The agent's control socket: both ends, and the language between them."""

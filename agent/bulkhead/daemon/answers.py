@@ -1,0 +1,205 @@
+"""What the agent says of itself: the data behind the command line and the metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from importlib import metadata
+from typing import Any
+
+from bulkhead.abi import Mode, PolicyEntry
+from bulkhead.daemon.counters import Counters
+from bulkhead.daemon.enforcer import Enforcer
+from bulkhead.identity import processes
+from bulkhead.identity.selectors import Identified, unit_of
+from bulkhead.policy import model
+
+Json = dict[str, Any]
+
+
+class PolicyState:
+    """How the last attempts to load policy went."""
+
+    def __init__(self) -> None:
+        self.loaded = 0.0
+        self.error = ""
+        self.error_since = 0.0
+        self.refused_commit = ""
+
+    def accepted(self) -> None:
+        """The newest commit is in force."""
+        self.loaded = time.time()
+        self.error = self.refused_commit = ""
+        self.error_since = 0.0
+
+    def refused(self, commit: str, error: str) -> None:
+        """The newest commit is not in force."""
+        if error != self.error:
+            self.error_since = time.time()
+        self.error = error
+        self.refused_commit = commit
+
+
+class Answers:
+    """Answers from the enforcer's state, read when asked."""
+
+    def __init__(self, enforcer: Enforcer, policy: PolicyState) -> None:
+        self._enforcer = enforcer
+        self._policy = policy
+        self._started = time.time()
+        self.counters = Counters(enforcer.maps)
+
+    def lost(self) -> dict[str, int]:
+        """Losses of events, by source."""
+        return self.counters.losses()
+
+    def totals(self) -> dict[str, int]:
+        """Judgements by verdict."""
+        sums: Counter[str] = Counter({"deny": 0, "would-deny": 0})
+        for refusal in self.counters.refusals():
+            sums[refusal.verdict] += refusal.total
+        sums["allow"] = sum(self.counters.hits(dict(self._enforcer.hits.items())).values())
+        return dict(sums)
+
+    def modes(self) -> dict[str, int]:
+        """How many workloads of this host are in each mode."""
+        bundle = self._enforcer.bundle
+        found = Counter(str(info.mode) for info in bundle.workloads() if info.local) if bundle else Counter()
+        return {str(mode): found[str(mode)] for mode in model.Mode}
+
+    def read_back(self) -> Json:
+        """Does the kernel hold exactly the policy entries of the commit in force?"""
+        bundle = self._enforcer.bundle
+        keys = {key for key, _ in self._enforcer.maps.entries("policy")}
+        width = 16
+        expected = bundle.policy_keys if bundle else b""
+        wanted = {expected[at : at + width] for at in range(0, len(expected), width)}
+        return {"kernel": len(keys), "expected": len(wanted), "match": keys == wanted}
+
+    def status(self) -> Json:
+        """One screen's worth."""
+        enforcer, settings = self._enforcer, self._enforcer.settings
+        bundle, plan = enforcer.bundle, enforcer.attestation.plan
+        return {
+            "version": metadata.version("bulkhead"),
+            "host": settings.host,
+            "pid": os.getpid(),
+            "started": self._started,
+            "repository": str(settings.repository),
+            "ref": settings.ref,
+            "commit": bundle.commit if bundle else "",
+            "generation": enforcer.generation,
+            "policy": {
+                "ok": not self._policy.error,
+                "error": self._policy.error or None,
+                "error_since": self._policy.error_since or None,
+                "refused_commit": self._policy.refused_commit or None,
+                "loaded": self._policy.loaded,
+            },
+            "host_mode": _mode_name(plan.answers.host_mode) if plan else "observe",
+            "observe_only": settings.observe_only,
+            "workloads": self.modes(),
+            "kernel": self._kernel(),
+            "attested": {
+                "cgroups": len(plan.paths) if plan else 0,
+                "executables": enforcer.executables,
+                "ambiguous": [
+                    {"cgroup": path, "workloads": list(names)} for path, names in (plan.ambiguous() if plan else [])
+                ],
+            },
+            "totals": self.totals(),
+            "lost": self.lost(),
+            "maps": {name: {"entries": n, "max": top} for name, (n, top) in self.counters.sizes().items()},
+            "adoption": str(enforcer.adoption),
+            "git_equals_kernel": self.read_back()["match"],
+        }
+
+    def _kernel(self) -> Json:
+        enforcer = self._enforcer
+        hooked: dict[str, Json] = {}
+        for device in enforcer.watcher.devices():
+            hooked[device.name] = {"name": device.name, "ingress": False, "egress": False}
+        for attachment in enforcer.attachments.report(enforcer.watcher.devices()):
+            if attachment.target in hooked:
+                hooked[attachment.target][attachment.hook.removeprefix("tcx_")] = True
+        return {
+            "mechanism": enforcer.attachments.mechanism,
+            "devices": list(hooked.values()),
+            "errors": dict(enforcer.hook_errors),
+            "cgroup": str(enforcer.tree.root),
+            "pins": str(enforcer.settings.pins),
+        }
+
+    def rules(self) -> Json:
+        """The rules as the kernel holds them."""
+        enforcer, bundle = self._enforcer, self._enforcer.bundle
+        in_kernel = Counter(PolicyEntry.from_buffer_copy(value).rule_id for _, value in enforcer.maps.entries("policy"))
+        hits = self.counters.hits(dict(enforcer.hits.items()))
+        rules = [
+            {
+                "rule_id": int(info.rule_id),
+                "name": info.name,
+                "kind": info.kind,
+                "from": info.source,
+                "to": info.destination,
+                "ports": info.ports,
+                "hits": hits.get(info.name, 0),
+                "last_hit": None,
+                "source": info.loc.short,
+                "entries": in_kernel[info.rule_id],
+                "expires": info.expires,
+            }
+            for info in (bundle.rules() if bundle else ())
+        ]
+        commit = bundle.commit if bundle else ""
+        return {"commit": commit, "generation": enforcer.generation, "read_back": self.read_back(), "rules": rules}
+
+    def workloads(self) -> Json:
+        """Workloads of this host with the control groups that hold them now."""
+        enforcer, bundle, plan = self._enforcer, self._enforcer.bundle, self._enforcer.attestation.plan
+        endpoints: dict[str, list[Json]] = {}
+        host = 0
+        for path in plan.paths.values() if plan else ():
+            count = len(enforcer.tree.members(path))
+            outcomes = plan.narrower.view(path).table.values() if plan else ()
+            named = {o.workload.qualified for o in outcomes if isinstance(o, Identified)}
+            host += 1 if count and not named else 0
+            for name in named:
+                endpoints.setdefault(name, []).append({"cgroup": path, "unit": unit_of(path), "processes": count})
+        workloads = [
+            {
+                "name": info.qualified,
+                "identity": info.identity,
+                "spiffe_id": info.spiffe_id,
+                "mode": str(info.mode),
+                "labels": dict(info.labels),
+                "source": info.loc.short,
+                "endpoints": endpoints.get(info.qualified, []),
+            }
+            for info in (bundle.workloads() if bundle else ())
+            if info.local
+        ]
+        ambiguous = [{"cgroup": path, "workloads": list(names)} for path, names in (plan.ambiguous() if plan else [])]
+        return {"workloads": workloads, "host": {"endpoints": host}, "ambiguous": ambiguous}
+
+    def inventory(self) -> Json:
+        """The running processes as endpoints, for judging this host offline."""
+        enforcer = self._enforcer
+        seen: dict[str, Json] = {}
+        for process in processes.scan().processes:
+            if process.cgroup_path is None or process.executable is None:
+                continue
+            path = enforcer.tree.relative_of_namespace(process.cgroup_path)
+            if path is None:
+                continue
+            exe = process.executable.path
+            facts = {"host": enforcer.settings.host, "cgroup": path, "exe": exe, "user": str(process.uid)}
+            facts["group"] = str(process.gid)
+            seen.setdefault(json.dumps(facts), facts | {"name": f"{process.comm}-{process.pid}"})
+        return {"endpoints": list(seen.values())}
+
+
+def _mode_name(mode: Mode) -> str:
+    return mode.name.lower()

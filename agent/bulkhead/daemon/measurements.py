@@ -1,0 +1,66 @@
+"""What is exported as metrics, gathered at each scrape."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from bulkhead.abi import Direction
+from bulkhead.daemon.answers import Answers, PolicyState
+from bulkhead.daemon.counters import Edge
+from bulkhead.daemon.enforcer import Enforcer
+from bulkhead.observe.metrics import ExceptionExpiry, MapFill, Measurements
+from bulkhead.observe.names import Namer
+from bulkhead.policy.model import Entity
+
+
+def measure(answers: Answers, namer: Namer, enforcer: Enforcer, policy: PolicyState) -> Measurements:
+    """One moment's measurements, from the kernel's own counters."""
+    counters, bundle = answers.counters, enforcer.bundle
+    refusals = list(counters.refusals())
+    rules = list(bundle.rules()) if bundle else []
+    workloads = [info for info in bundle.workloads() if info.local] if bundle else []
+    hits = counters.hits(dict(enforcer.hits.items()))
+    return Measurements(
+        drops={(one.reason, one.direction): one.total for one in refusals if one.verdict == "deny"},
+        would_denies={(one.reason, one.direction): one.total for one in refusals if one.verdict == "would-deny"},
+        edges=_by_name(counters.edges(), namer),
+        names={*(info.qualified for info in workloads), *_externals(enforcer), *(str(entity) for entity in Entity)},
+        rule_hits={_split(info.name): hits.get(info.name, 0) for info in rules},
+        events_lost=counters.losses(),
+        commit=bundle.commit if bundle else "",
+        generation=enforcer.generation,
+        last_load_success=policy.loaded,
+        last_load_ok=not policy.error,
+        modes={info.qualified: str(info.mode) for info in workloads}
+        | {"host": str(bundle.host_mode) if bundle else ""},
+        exceptions=tuple(
+            ExceptionExpiry(info.name, info.owner, info.expires) for info in rules if info.expires is not None
+        ),
+        maps=tuple(MapFill(name, entries, top) for name, (entries, top) in counters.sizes().items()),
+        attested_cgroups=len(enforcer.attestation.plan.paths) if enforcer.attestation.plan else 0,
+        control_packets=counters.controls(),
+    )
+
+
+def _by_name(edges: list[Edge], namer: Namer) -> dict[tuple[str, str, str, str], int]:
+    """Edges as source and destination: which end judged decides which is which."""
+    summed: Counter[tuple[str, str, str, str]] = Counter()
+    for edge in edges:
+        local, remote = namer.identity(edge.local), namer.identity(edge.remote)
+        ends = (local, remote) if edge.direction is Direction.EGRESS else (remote, local)
+        summed[edge.verdict, edge.direction.name.lower(), *ends] += edge.total
+    return dict(summed)
+
+
+def _externals(enforcer: Enforcer) -> set[str]:
+    """Address classes by the names they are shown under."""
+    bundle = enforcer.bundle
+    if bundle is None:
+        return set()
+    numbers = {identity for version in (4, 6) for _, identity in bundle.prefixes(version)}
+    return {name for number in numbers if (name := bundle.identity_name(number)) is not None}
+
+
+def _split(name: str) -> tuple[str, str]:
+    policy, _, rule = name.partition("/")
+    return policy, rule

@@ -1,0 +1,313 @@
+"""The agent's life: start, serve, stop. Stopping opens nothing: hooks and maps stay as they are.
+
+Order at start: load if the pins are not ours, stamp sockets (new ones by hooks, old ones by adoption), put a policy in
+force, and only then hook devices. A packet is never judged by a half-filled map, and nothing is judged that could not
+have been attested.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any, Final
+
+import sdnotify
+from bulkhead.control.server import Server
+from bulkhead.daemon.measurements import measure
+
+from bulkhead.config import Settings
+from bulkhead.daemon.answers import Answers, PolicyState
+from bulkhead.daemon.enforcer import EVENT_POLL_S, Enforcer, empty_bundle
+from bulkhead.daemon.worker import PolicyWorker, Report
+from bulkhead.errors import BulkheadError, RefusedError, UsageError
+from bulkhead.identity import processes
+from bulkhead.identity.selectors import unit_of
+from bulkhead.kernel import attach, netns
+from bulkhead.kernel.generation import boot_offset_s
+from bulkhead.kernel.load import is_current
+from bulkhead.observe import explain, flows, logs, metrics
+from bulkhead.observe.filters import Filter, filter_from_json
+from bulkhead.observe.names import GenerationNamer
+from bulkhead.observe.question import question_from_json
+from bulkhead.observe.tables import tables_of
+
+log = logging.getLogger(__name__)
+
+Json = dict[str, Any]
+_WATCHDOG_SHARE: Final = 3
+"""Notify the watchdog this many times in its period."""
+_FIRST_POLICY_S: Final = 10.0
+"""How long a start waits for the first policy before it goes on without."""
+
+
+def run(settings: Settings) -> None:
+    """Run until told to stop. Raises RefusedError when this host cannot be enforced on as asked."""
+    logs.set_up()
+    for directory in (settings.run_dir, settings.state_dir):
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if settings.netns is not None:
+        netns.enter(settings.netns)
+    if os.geteuid() != 0:
+        raise RefusedError("the agent needs root: it holds BPF maps and reads other users' processes")
+    asyncio.run(Agent(settings).serve())
+
+
+def detach(settings: Settings) -> None:
+    """Remove every hook, pin and map, agent or no agent. Nothing is enforced afterwards."""
+    if settings.netns is not None:
+        netns.enter(settings.netns)
+    links = settings.pins / "links"
+    if links.exists():
+        attach.detach_all(links)
+    if settings.pins.exists():
+        shutil.rmtree(settings.pins)
+    for path in (settings.saved_bundle, settings.hit_slots, settings.generations, settings.saved_flows):
+        path.unlink(missing_ok=True)
+
+
+class Agent:
+    """One agent process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.policy = PolicyState()
+        self.namer = GenerationNamer()
+        self.flows = flows.FlowLog()
+        self.worker = PolicyWorker(settings, self._on_report)
+        self._notifier = sdnotify.SystemdNotifier()
+        self._first_report = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._pending: list[Report] = []
+        self._started = False
+
+    async def serve(self) -> None:
+        """Start, serve until stopped, let go."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        self.worker.start()
+        try:
+            await self._load()
+            self.enforcer = Enforcer(self.settings, self._on_verdict)
+        except BaseException:
+            await self.worker.stop()
+            raise
+        self.answers = Answers(self.enforcer, self.policy)
+        try:
+            await self._start(loop)
+            await self._serve()
+        finally:
+            self._save_flows()
+            self.enforcer.unwatch(loop)
+            await self.worker.stop()
+            self.enforcer.close()
+
+    # Start
+
+    async def _load(self) -> None:
+        """Have the loader compile and pin, unless that has been done."""
+        if is_current(self.settings.pins):
+            return
+        command = [sys.executable, "-m", "bulkhead.kernel.load", str(self.settings.pins)]
+        process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+        _, complaint = await process.communicate()
+        if process.returncode:
+            raise RefusedError(f"the loader failed: {complaint.decode(errors='replace').strip()}")
+
+    async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        enforcer = self.enforcer
+        enforcer.stamp_sockets()
+        self._load_flows()
+        if enforcer.restore():
+            self._in_force()
+        else:
+            await self._first_policy()
+        enforcer.watch(loop)
+        self._started = True
+        self._apply_pending()
+        enforcer.attach_devices()
+
+    async def _first_policy(self) -> None:
+        """Wait for the first commit. Without one the kernel keeps what it has; a fresh host is watched only."""
+        try:
+            await asyncio.wait_for(self._first_report.wait(), _FIRST_POLICY_S)
+        except TimeoutError:
+            self.policy.refused("", "no policy has been read yet")
+        self._apply_pending()
+        if not self.enforcer.maps.control().generation:
+            self.enforcer.enforce(empty_bundle(self.settings.host))
+            self._in_force()
+
+    def _apply_pending(self) -> None:
+        reports, self._pending = self._pending, []
+        for report in reports:
+            self._apply(report)
+
+    # Policy
+
+    async def _on_report(self, report: Report) -> None:
+        if not self._started:
+            self._pending.append(report)
+            self._first_report.set()
+            return
+        self._apply(report)
+
+    def _apply(self, report: Report) -> None:
+        """Switch to what was compiled, or keep what is in force and say why."""
+        if report.error:
+            self._refuse(report.commit, report.error)
+            return
+        try:
+            started = time.monotonic()
+            if not self.enforcer.holds(report.bundle):
+                self.enforcer.enforce(report.bundle)
+                self._in_force()
+                took_ms = (time.monotonic() - started) * 1000
+                log.info(
+                    "enforcing commit=%s generation=%d compile_ms=%.0f switch_ms=%.0f",
+                    report.commit[:7],
+                    self.enforcer.generation,
+                    report.took_ms,
+                    took_ms,
+                )
+        except BulkheadError as error:
+            self._refuse(report.commit, str(error))
+            return
+        self.policy.accepted()
+
+    def _refuse(self, commit: str, error: str) -> None:
+        self.policy.refused(commit, error)
+        log.error("refused commit=%s, the last good policy stays in force: %s", commit[:7] or "none", error)
+
+    def _in_force(self) -> None:
+        if self.enforcer.bundle is not None:
+            self.namer.add(self.enforcer.generation, tables_of(self.enforcer.bundle))
+
+    # Service
+
+    async def _serve(self) -> None:
+        async with AsyncExitStack() as stack:
+            server = Server(self.settings.control_socket, self._reads(), self._changes(), {"watch": self._watch})
+            await stack.enter_async_context(server)
+            if self.settings.metrics_port:
+                measured = partial(measure, self.answers, self.namer, self.enforcer, self.policy)
+                collector = metrics.BulkheadCollector(measured)
+                runner = await metrics.serve(collector, self.settings.metrics_host, self.settings.metrics_port)
+                stack.push_async_callback(runner.cleanup)
+            for task in (self._poll_events(), self._feed_watchdog()):
+                stack.callback(asyncio.create_task(task).cancel)
+            self._notifier.notify(f"READY=1\nSTATUS=generation {self.enforcer.generation}")
+            log.info("ready host=%s generation=%d", self.settings.host, self.enforcer.generation)
+            await self._stopping.wait()
+            self._notifier.notify("STOPPING=1")
+            log.info("stopping; what is enforced stays in force")
+
+    async def _poll_events(self) -> None:
+        while True:
+            await asyncio.sleep(EVENT_POLL_S)
+            self.enforcer.read_verdicts()
+
+    async def _feed_watchdog(self) -> None:
+        period_us = int(os.environ.get("WATCHDOG_USEC", "0"))
+        while period_us:
+            self._notifier.notify("WATCHDOG=1")
+            await asyncio.sleep(period_us / 1e6 / _WATCHDOG_SHARE)
+
+    def _reads(self) -> dict[str, Callable[[Json], Awaitable[Json]]]:
+        answers = self.answers
+        return {
+            "status": _answer(lambda _: answers.status()),
+            "rules": _answer(lambda _: answers.rules()),
+            "workloads": _answer(lambda args: answers.inventory() if args.get("inventory") else answers.workloads()),
+            "drops": _answer(partial(self._records, verdicts=("deny", "would-deny"))),
+            "flows": _answer(partial(self._records, verdicts=("allow", "deny", "would-deny"))),
+            "why": _answer(self._why),
+            "can": _answer(self._can),
+        }
+
+    def _changes(self) -> dict[str, Callable[[Json], Awaitable[Json]]]:
+        return {"reload": _answer(self._reload)}
+
+    def _reload(self, _: Json) -> Json:
+        self.worker.reload()
+        return {}
+
+    def _records(self, args: Json, verdicts: tuple[str, ...]) -> Json:
+        self.enforcer.read_verdicts()
+        wanted = _wanted(args, verdicts)
+        records = [flows.record_to_json(record) for record in self.flows.records(wanted)]
+        return {"records": records, "totals": self.answers.totals(), "lost": self.answers.lost()}
+
+    def _tables(self) -> Any:
+        if self.enforcer.bundle is None:
+            raise UsageError("no policy is in force")
+        return tables_of(self.enforcer.bundle)
+
+    def _can(self, args: Json) -> Json:
+        question = question_from_json(args)
+        answer = explain.can(self._tables(), question, time.time(), observe_only=self.settings.observe_only)
+        return explain.answer_to_json(answer)
+
+    def _why(self, args: Json) -> Json:
+        self.enforcer.read_verdicts()
+        tables, question = self._tables(), question_from_json(args)
+        answer = explain.can(tables, question, time.time(), observe_only=self.settings.observe_only)
+        records = self.flows.records(explain.asked_about(tables, question))
+        return explain.why(records, answer, tables, self.answers.lost(), self.settings.host)
+
+    async def _watch(self, args: Json, send: Callable[[Json], Awaitable[None]]) -> None:
+        wanted = _wanted(args, ("deny", "would-deny"))
+        with self.flows.subscriptions.subscribe() as subscription:
+            while True:
+                record = await subscription.get()
+                if wanted(record):
+                    await send(flows.record_to_json(record))
+
+    # Events
+
+    def _on_verdict(self, raw: bytes) -> None:
+        self.flows.record(raw, self._context())
+
+    def _context(self) -> flows.Context:
+        return flows.Context(self.namer, self._process, boot_offset_s())
+
+    def _process(self, sighting: flows.Sighting) -> flows.Process | None:
+        """What can still be told of an event's process; its control group is known even when it is gone."""
+        path = self.enforcer.attestation.path_of(sighting.cgroup_id) or ""
+        executable = processes.executable_of(sighting.pid) if sighting.pid else None
+        exe = executable.path if executable is not None else ""
+        return flows.Process(exe, unit_of(path) or "" if path else "", path)
+
+    def _save_flows(self) -> None:
+        path = self.settings.saved_flows
+        fresh = path.with_suffix(".new")
+        fresh.write_text(self.flows.dump())
+        fresh.replace(path)
+
+    def _load_flows(self) -> None:
+        if not self.settings.saved_flows.exists():
+            return
+        try:
+            self.flows.load(self.settings.saved_flows.read_text())
+        except (BulkheadError, OSError, UnicodeDecodeError) as error:
+            log.warning("the saved flow log cannot be used: %s", error)
+
+
+def _wanted(args: Json, verdicts: tuple[str, ...]) -> Filter:
+    """The filter that was asked for, within `verdicts`."""
+    return filter_from_json({**args, "verdict": args.get("verdict") or list(verdicts)})
+
+
+def _answer(function: Callable[[Json], Json]) -> Callable[[Json], Awaitable[Json]]:
+    async def handler(args: Json) -> Json:
+        return function(args)
+
+    return handler

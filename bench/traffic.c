@@ -1,0 +1,345 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * traffic.c: both ends of every conversation that the benchmark times.
+ *
+ *     traffic CPU CGROUP_PROCS COMMAND ADDRESS PORT [NUMBER]
+ *
+ * Pinned to one CPU, because waking a process on another costs more than what is measured; moved into a control group
+ * before its first socket. Servers say `ready`, clients print one line of numbers. Times are in nanoseconds.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sched.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#define STREAM_BYTES (128 * 1024)
+#define EVENTS 256
+#define BACKLOG 65535
+
+static struct sockaddr_in peer;
+
+static void die(const char *what)
+{
+    fprintf(stderr, "traffic: %s: %s\n", what, strerror(errno));
+    exit(1);
+}
+
+static int64_t checked(int64_t result, const char *what)
+{
+    if (result < 0)
+        die(what);
+    return result;
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec at;
+    clock_gettime(CLOCK_MONOTONIC, &at);
+    return at.tv_sec * 1000000000ull + at.tv_nsec;
+}
+
+static void say(const char *line)
+{
+    puts(line);
+    fflush(stdout);
+}
+
+/* The next number that the benchmark writes to our input; ends the process when there is none. */
+static long listen_for_number(void)
+{
+    char line[64];
+    if (!fgets(line, sizeof(line), stdin))
+        exit(0);
+    return atol(line);
+}
+
+static int by_value(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+static void say_times(uint64_t *times, long count)
+{
+    qsort(times, count, sizeof(*times), by_value);
+    printf("%lu %lu %lu\n", times[count / 10], times[count / 2], times[count - 1]);
+    fflush(stdout);
+}
+
+static uint64_t *times_allocate(long count)
+{
+    uint64_t *times = count > 0 ? calloc(count, sizeof(*times)) : NULL;
+    if (!times)
+        die("no room for so many times");
+    memset(times, 0xff, count * sizeof(*times)); /* no page fault while the clock runs */
+    return times;
+}
+
+static int listener(void)
+{
+    int on = 1, fd = checked(socket(AF_INET, SOCK_STREAM, 0), "socket");
+    checked(setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)), "SO_REUSEADDR");
+    checked(bind(fd, (struct sockaddr *)&peer, sizeof(peer)), "bind");
+    checked(listen(fd, BACKLOG), "listen");
+    return fd;
+}
+
+static void no_delay(int fd)
+{
+    int on = 1;
+    checked(setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)), "TCP_NODELAY");
+}
+
+static int connected(void)
+{
+    int fd = checked(socket(AF_INET, SOCK_STREAM, 0), "socket");
+    checked(connect(fd, (struct sockaddr *)&peer, sizeof(peer)), "connect");
+    no_delay(fd);
+    return fd;
+}
+
+static void round_trip(int fd)
+{
+    char byte = 'x';
+    if (send(fd, &byte, 1, 0) != 1 || recv(fd, &byte, 1, 0) != 1)
+        die("round trip");
+}
+
+/* One conversation after the other, every byte sent back. */
+static void serve_echo(void)
+{
+    int at = listener();
+    char byte;
+
+    say("ready");
+    for (;;) {
+        int fd = checked(accept(at, NULL, NULL), "accept");
+        no_delay(fd);
+        while (recv(fd, &byte, 1, 0) == 1 && send(fd, &byte, 1, MSG_NOSIGNAL) == 1)
+            ;
+        close(fd);
+    }
+}
+
+/* One conversation after the other, every byte thrown away. */
+static void serve_sink(void)
+{
+    static char buffer[STREAM_BYTES];
+    int at = listener();
+
+    say("ready");
+    for (;;) {
+        int fd = checked(accept(at, NULL, NULL), "accept");
+        while (recv(fd, buffer, sizeof(buffer), 0) > 0)
+            ;
+        close(fd);
+    }
+}
+
+/* Every conversation at once, bytes sent back. */
+static void serve_many(void)
+{
+    struct epoll_event events[EVENTS], event = {.events = EPOLLIN};
+    int at = listener(), epoll = checked(epoll_create1(0), "epoll_create1");
+    char byte;
+
+    event.data.fd = at;
+    checked(epoll_ctl(epoll, EPOLL_CTL_ADD, at, &event), "epoll_ctl");
+    say("ready");
+    for (;;) {
+        int count = checked(epoll_wait(epoll, events, EVENTS, -1), "epoll_wait");
+        for (int i = 0; i < count; i++) {
+            int fd = events[i].data.fd;
+            if (fd == at) {
+                event.data.fd = checked(accept(at, NULL, NULL), "accept");
+                no_delay(event.data.fd);
+                checked(epoll_ctl(epoll, EPOLL_CTL_ADD, event.data.fd, &event), "epoll_ctl");
+            } else if (recv(fd, &byte, 1, 0) != 1 || send(fd, &byte, 1, MSG_NOSIGNAL) != 1) {
+                close(fd);
+            }
+        }
+    }
+}
+
+/* Round trips on one connection, as many as each line of input says. */
+static void client_round_trips(void)
+{
+    int fd = connected();
+
+    say("ready");
+    for (;;) {
+        long count = listen_for_number();
+        uint64_t *times = times_allocate(count);
+        for (long i = 0; i < count; i++) {
+            uint64_t from = now_ns();
+            round_trip(fd);
+            times[i] = now_ns() - from;
+        }
+        say_times(times, count);
+        free(times);
+    }
+}
+
+/* Connect, send a byte, receive a byte, close. */
+static void client_requests(long count)
+{
+    uint64_t *times = times_allocate(count);
+
+    for (long i = 0; i < count; i++) {
+        uint64_t from = now_ns();
+        int fd = connected();
+        round_trip(fd);
+        close(fd);
+        times[i] = now_ns() - from;
+    }
+    say_times(times, count);
+}
+
+/* As much as goes through in so many milliseconds; prints bytes and nanoseconds. */
+static void client_stream(long milliseconds)
+{
+    static char buffer[STREAM_BYTES];
+    int fd = connected();
+    uint64_t sent = 0, from = now_ns(), until = from + milliseconds * 1000000ull;
+
+    while (now_ns() < until)
+        sent += checked(send(fd, buffer, sizeof(buffer), 0), "send");
+    printf("%lu %lu\n", sent, now_ns() - from);
+}
+
+/* As many SYNs as each line of input says, each from a socket of its own that is closed at once. */
+static void client_openings(void)
+{
+    say("ready");
+    for (;;) {
+        long count = listen_for_number(), sent = 0, refused = 0;
+        for (long i = 0; i < count; i++) {
+            int fd = checked(socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), "socket");
+            if (connect(fd, (struct sockaddr *)&peer, sizeof(peer)) == 0 || errno == EINPROGRESS)
+                sent++;
+            else if (errno == EPERM)
+                refused++;
+            else
+                die("connect");
+            close(fd);
+        }
+        printf("%ld %ld\n", sent, refused);
+        fflush(stdout);
+    }
+}
+
+/* As many attempts to send as each line of input says, on one connection that was established before. */
+static void client_pushes(void)
+{
+    int fd = connected(), size = 16 << 20;
+
+    checked(setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size)), "SO_SNDBUF");
+    round_trip(fd);
+    say("ready");
+    for (;;) {
+        long count = listen_for_number(), sent = 0;
+        for (long i = 0; i < count; i++)
+            sent += send(fd, "x", 1, MSG_DONTWAIT | MSG_NOSIGNAL) == 1;
+        printf("%ld\n", sent);
+        fflush(stdout);
+    }
+}
+
+/* Opens `count` connections and holds them; each line of input asks for round trips, each on another of them. */
+static void client_many(long count)
+{
+    struct linger reset = {.l_onoff = 1};
+    int *held = calloc(count, sizeof(*held));
+    uint64_t state = 88172645463325252ull;
+
+    if (!held)
+        die("no room for so many connections");
+    for (long i = 0; i < count; i++) {
+        held[i] = connected();
+        checked(setsockopt(held[i], SOL_SOCKET, SO_LINGER, &reset, sizeof(reset)), "SO_LINGER");
+    }
+    say("ready");
+    for (;;) {
+        long trips = listen_for_number();
+        uint64_t *times = times_allocate(trips);
+        for (long i = 0; i < trips; i++) {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            uint64_t from = now_ns();
+            round_trip(held[state % count]);
+            times[i] = now_ns() - from;
+        }
+        say_times(times, trips);
+        free(times);
+    }
+}
+
+static void settle(const char *cpu, const char *cgroup_procs)
+{
+    struct rlimit files;
+    cpu_set_t one;
+
+    CPU_ZERO(&one);
+    CPU_SET(atoi(cpu), &one);
+    checked(sched_setaffinity(0, sizeof(one), &one), "sched_setaffinity");
+    if (*cgroup_procs) {
+        int fd = checked(open(cgroup_procs, O_WRONLY), cgroup_procs);
+        checked(write(fd, "0", 1), cgroup_procs);
+        close(fd);
+    }
+    checked(getrlimit(RLIMIT_NOFILE, &files), "getrlimit");
+    files.rlim_cur = files.rlim_max;
+    checked(setrlimit(RLIMIT_NOFILE, &files), "setrlimit");
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 6) {
+        fprintf(stderr, "usage: traffic CPU CGROUP_PROCS COMMAND ADDRESS PORT [NUMBER]\n");
+        return 2;
+    }
+    const char *command = argv[3];
+    long number = argc > 6 ? atol(argv[6]) : 0;
+
+    settle(argv[1], argv[2]);
+    peer.sin_family = AF_INET;
+    peer.sin_port = htons(atoi(argv[5]));
+    if (inet_pton(AF_INET, argv[4], &peer.sin_addr) != 1)
+        die("ADDRESS");
+    if (!strcmp(command, "serve-echo"))
+        serve_echo();
+    else if (!strcmp(command, "serve-sink"))
+        serve_sink();
+    else if (!strcmp(command, "serve-many"))
+        serve_many();
+    else if (!strcmp(command, "round-trips"))
+        client_round_trips();
+    else if (!strcmp(command, "requests"))
+        client_requests(number);
+    else if (!strcmp(command, "stream"))
+        client_stream(number);
+    else if (!strcmp(command, "openings"))
+        client_openings();
+    else if (!strcmp(command, "pushes"))
+        client_pushes();
+    else if (!strcmp(command, "many"))
+        client_many(number);
+    else {
+        fprintf(stderr, "traffic: unknown command `%s`\n", command);
+        return 2;
+    }
+    return 0;
+}
