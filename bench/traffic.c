@@ -14,11 +14,13 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -292,6 +294,7 @@ static void settle(const char *cpu, const char *cgroup_procs)
     struct rlimit files;
     cpu_set_t one;
 
+    checked(prctl(PR_SET_PDEATHSIG, SIGKILL), "prctl");
     CPU_ZERO(&one);
     CPU_SET(atoi(cpu), &one);
     checked(sched_setaffinity(0, sizeof(one), &one), "sched_setaffinity");

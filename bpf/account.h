@@ -9,7 +9,9 @@
 #define BULKHEAD_ACCOUNT_H
 
 #define WINDOW_SHIFT 30 /* coarse nanoseconds to windows of 1.07 s */
+#ifndef EVENTS_PER_WINDOW
 #define EVENTS_PER_WINDOW 2000
+#endif
 #define CONTROLS_PER_WINDOW 4000
 
 /* One end's answer to one conversation. */

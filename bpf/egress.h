@@ -22,22 +22,22 @@
  * Judge the conversation by `from`'s end, and on lo by the receiver's as well. Of two refusals the first that drops
  * stands. Returns 1 when it is the receiver's end that refuses.
  */
-static INLINE int egress_judge(struct judgement *j, const struct control *c, u8 protocol, const struct sock_state *from,
+static INLINE int egress_judge(struct scratch *s, const struct control *c, const struct sock_state *from,
                                const struct endpoint *to, u8 direction, __be16 port, int lo)
 {
+    struct judgement *j = &s->reading, *here = &s->end;
     u32 local = from->local_identity, remote = to->identity, mode = from->local_mode;
     int refused_there = 0;
 
 #pragma nounroll
     for (int end = 0; end < (lo ? 2 : 1); end++) {
-        struct judgement here = {};
-        policy_judge(&here, c, local, mode, direction, remote, protocol, port);
-        if (!end || here.verdict == VERDICT_DENY ||
-            (here.verdict == VERDICT_WOULD_DENY && j->verdict == VERDICT_ALLOW)) {
-            *j = here;
+        policy_judge(here, c, local, mode, direction, remote, s->packet.protocol, port);
+        if (!end || here->verdict == VERDICT_DENY ||
+            (here->verdict == VERDICT_WOULD_DENY && j->verdict == VERDICT_ALLOW)) {
+            *j = *here;
             refused_there = end;
-        } else if (here.deadline_s && (!j->deadline_s || here.deadline_s < j->deadline_s)) {
-            j->deadline_s = here.deadline_s;
+        } else if (here->deadline_s && (!j->deadline_s || here->deadline_s < j->deadline_s)) {
+            j->deadline_s = here->deadline_s;
         }
         if (j->verdict == VERDICT_DENY)
             break;
@@ -78,7 +78,7 @@ static INLINE int egress_tcp_control(struct outcome *o, const struct control *c,
 static INLINE void egress_keep_stream(struct outcome *o, const struct control *c, struct sock_state *st, u8 direction,
                                       int refused_there)
 {
-    const struct judgement *j = &o->j;
+    const struct judgement *j = o->j;
     u32 before = st->generation ? st->verdict : VERDICT_NONE;
 
     st->remote_identity = refused_there ? j->local : j->remote;
@@ -153,21 +153,21 @@ static INLINE void egress_owned(struct __sk_buff *skb, struct outcome *o, const 
     if (!lo)
         to.identity = policy_class(c, p->family, p->destination);
 
-    struct judgement reading = {};
+    const struct judgement *reading = &s->reading;
     int refused_there = 0;
 #pragma nounroll
     for (int answer = 0; answer < 2; answer++) {
-        int there = egress_judge(&reading, c, p->protocol, st, &to, direction, port, lo);
+        int there = egress_judge(s, c, st, &to, direction, port, lo);
         if (!answer) {
-            o->j = reading;
+            *o->j = *reading;
             refused_there = there;
-            if (reading.verdict == VERDICT_ALLOW || !udp || !egress_may_answer(p, st, &to, lo))
+            if (reading->verdict == VERDICT_ALLOW || !udp || !egress_may_answer(p, st, &to, lo))
                 break;
             direction = DIRECTION_INGRESS;
             port = p->source_port;
-        } else if (reading.verdict == VERDICT_ALLOW || (lo && reading.verdict == VERDICT_WOULD_DENY)) {
+        } else if (reading->verdict == VERDICT_ALLOW || (lo && reading->verdict == VERDICT_WOULD_DENY)) {
             /* counted when its other end opened it */
-            endpoint_peer_remember(st, peer, 0, !reading.deadline_s, c);
+            endpoint_peer_remember(st, peer, 0, !reading->deadline_s, c);
             return;
         }
     }
@@ -175,10 +175,10 @@ static INLINE void egress_owned(struct __sk_buff *skb, struct outcome *o, const 
     st->peer_tgid = to.tgid;
     if (tcp)
         return egress_keep_stream(o, c, st, direction, refused_there);
-    if (o->j.verdict == VERDICT_DENY)
+    if (o->j->verdict == VERDICT_DENY)
         return;
     if (udp)
-        endpoint_peer_remember(st, peer, PEER_OPENED, !o->j.deadline_s && st->local_identity != IDENTITY_UNKNOWN, c);
+        endpoint_peer_remember(st, peer, PEER_OPENED, !o->j->deadline_s && st->local_identity != IDENTITY_UNKNOWN, c);
     else if (packet_is_echo(p))
         egress_remember_echo(c, s);
 }
@@ -245,25 +245,26 @@ static INLINE void egress_decide(struct __sk_buff *skb, struct outcome *o, const
     egress_owned(skb, o, c, s, st, state, lo);
 }
 
-static INLINE int egress_full(struct __sk_buff *skb)
+/* `sk` is what sent the packet; 0: no socket did. */
+static INLINE int egress_full(struct __sk_buff *skb, struct bpf_sock *sk)
 {
     struct control word = control_read(), *c = &word;
-    struct bpf_sock *sk = skb->sk;
     struct sock_state *st = sk ? sockets.sk_storage_get(sk, 0, 0) : 0;
     int lo = skb->cb[0] == LINK_LOOPBACK;
     u32 l2 = skb->cb[0] == LINK_BARE ? 0 : ETH_HEADER_BYTES;
-    struct outcome o = {.kind = OUTCOME_PASS, .event_flags = lo ? EVENT_FLAG_LOOPBACK : 0};
     u32 which = DIRECTION_EGRESS;
     struct scratch *s = scratches.lookup(&which);
     if (!s)
         return DROP;
+    struct outcome o = {.j = &s->judgement, .event_flags = lo ? EVENT_FLAG_LOOPBACK : 0};
     int bad = packet_parse(skb, &s->packet, l2);
 
-    o.j.direction = DIRECTION_EGRESS;
+    __builtin_memset(&s->judgement, 0, sizeof(s->judgement));
+    o.j->direction = DIRECTION_EGRESS;
     if (!st && sk) {
         struct bpf_sock *full = bpf_sk_fullsock(sk);
-        /* a raw socket without state is one of the kernel's own: users' are stamped or adopted */
-        if (full && full->type != SOCK_TYPE_RAW)
+        /* a raw socket without state is one of the kernel's own: users' are stamped or adopted, packet sockets never */
+        if (full && (full->type != SOCK_TYPE_RAW || sk->family == AF_PACKET))
             st = egress_late_state(skb, full);
     }
     if (st)

@@ -9,12 +9,12 @@
 #define BULKHEAD_INGRESS_H
 
 /* Judge by policy, with `to` as the receiving end. An answer to a datagram that `to` sent belongs to its conversation. */
-static INLINE void ingress_judge(struct outcome *o, const struct control *c, const struct packet *p,
-                                 struct endpoint *to)
+static INLINE void ingress_judge(struct outcome *o, const struct control *c, struct scratch *s, struct endpoint *to)
 {
+    const struct packet *p = &s->packet;
     u32 class = policy_class(c, p->family, p->source);
     int udp = to->st && p->protocol != IPPROTO_TCP;
-    struct judgement reading = {};
+    struct judgement *reading = &s->reading;
     u8 direction = DIRECTION_INGRESS;
     __be16 port = p->destination_port;
     u64 peer = udp ? endpoint_peer(p->source, p->source_port, 0) : 0;
@@ -22,20 +22,20 @@ static INLINE void ingress_judge(struct outcome *o, const struct control *c, con
     o->st = to->st;
 #pragma nounroll
     for (int answer = 0; answer < 2; answer++) {
-        policy_judge(&reading, c, to->identity, to->mode, direction, class, p->protocol, port);
+        policy_judge(reading, c, to->identity, to->mode, direction, class, p->protocol, port);
         if (!answer) {
-            o->j = reading;
-            if (reading.verdict == VERDICT_ALLOW || !udp || !endpoint_peer_opened(to->st, peer))
+            *o->j = *reading;
+            if (reading->verdict == VERDICT_ALLOW || !udp || !endpoint_peer_opened(to->st, peer))
                 break;
             direction = DIRECTION_EGRESS;
             port = p->source_port;
-        } else if (reading.verdict != VERDICT_DENY) {
-            endpoint_peer_remember(to->st, peer, PEER_OPENED, !reading.deadline_s, c);
+        } else if (reading->verdict != VERDICT_DENY) {
+            endpoint_peer_remember(to->st, peer, PEER_OPENED, !reading->deadline_s, c);
             return;
         }
     }
     o->kind = OUTCOME_JUDGED;
-    if (udp && o->j.verdict != VERDICT_DENY && !o->j.deadline_s && to->identity != IDENTITY_UNKNOWN)
+    if (udp && o->j->verdict != VERDICT_DENY && !o->j->deadline_s && to->identity != IDENTITY_UNKNOWN)
         endpoint_peer_remember(to->st, peer, 0, 1, c);
 }
 
@@ -188,21 +188,22 @@ static INLINE void ingress_decide(struct __sk_buff *skb, struct outcome *o, cons
         if (ingress_transport(skb, o, c, p, &to))
             return;
     }
-    ingress_judge(o, c, p, &to);
+    ingress_judge(o, c, s, &to);
 }
 
 static INLINE int ingress_full(struct __sk_buff *skb)
 {
     struct control word = control_read(), *c = &word;
     u32 l2 = skb->cb[0] == LINK_BARE ? 0 : ETH_HEADER_BYTES;
-    struct outcome o = {.kind = OUTCOME_PASS};
     u32 which = DIRECTION_INGRESS;
     struct scratch *s = scratches.lookup(&which);
     if (!s)
         return DROP;
+    struct outcome o = {.j = &s->judgement};
     int bad = packet_parse(skb, &s->packet, l2);
 
-    o.j.direction = DIRECTION_INGRESS;
+    __builtin_memset(&s->judgement, 0, sizeof(s->judgement));
+    o.j->direction = DIRECTION_INGRESS;
     ingress_decide(skb, &o, c, s, bad, skb->cb[0] == LINK_LOOPBACK);
     int action = verdict_settle(skb, c, &s->packet, &o);
     if (s->packet.first_fragment)

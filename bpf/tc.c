@@ -36,7 +36,7 @@ int tc_ingress_loopback(struct __sk_buff *skb)
 
 int stage_egress(struct __sk_buff *skb)
 {
-    return egress_full(skb);
+    return egress_full(skb, skb->sk);
 }
 
 int stage_ingress(struct __sk_buff *skb)

@@ -24,15 +24,18 @@ enum link_kind {
 enum outcome_kind {
     OUTCOME_PASS,    /* part of a conversation that was counted when it opened */
     OUTCOME_CONTROL, /* one of the kernel's own packets: passes within its allowance */
+    OUTCOME_REFUSED, /* refused for `reason`, which no rule could lift; count and report */
     OUTCOME_JUDGED,  /* count and report `j` */
     OUTCOME_COUNTED, /* count `j`, report nothing: the same refusal was reported before */
 };
 
 struct outcome {
-    struct judgement j;
+    struct judgement *j;         /* in scratch: the verifier does not follow values there, and stays fast */
     const struct sock_state *st; /* of the local endpoint, for the report */
     u8 kind;
     u8 control;                  /* enum control_kind */
+    u8 reason;                   /* enum drop_reason */
+    u8 mode;                     /* enum mode, of the refusal */
     u8 event_flags;
 };
 
@@ -42,14 +45,13 @@ static INLINE void verdict_control(struct outcome *o, u32 kind)
     o->control = kind;
 }
 
-/* Refuse for a reason that no rule could lift. */
+/* Refuse for a reason that no rule could lift. Only notes it: it stands in a dozen places, the counting in one. */
 static INLINE void verdict_refuse(struct outcome *o, const struct sock_state *st, u8 reason, u32 mode)
 {
-    o->kind = OUTCOME_JUDGED;
+    o->kind = OUTCOME_REFUSED;
     o->st = st;
-    o->j.local = st ? st->local_identity : IDENTITY_UNKNOWN;
-    o->j.remote = IDENTITY_UNKNOWN;
-    policy_refuse(&o->j, reason, mode);
+    o->reason = reason;
+    o->mode = mode;
 }
 
 static INLINE int verdict_settle(struct __sk_buff *skb, const struct control *c, const struct packet *p,
@@ -62,13 +64,18 @@ static INLINE int verdict_settle(struct __sk_buff *skb, const struct control *c,
             return PASS;
         verdict_refuse(o, 0, DROP_REASON_CONTROL_RATE, identity_any_mode(c));
     }
-    if (o->j.verdict == VERDICT_ALLOW)
-        account_hit(&o->j);
+    if (o->kind == OUTCOME_REFUSED) {
+        o->j->local = o->st ? o->st->local_identity : IDENTITY_UNKNOWN;
+        o->j->remote = IDENTITY_UNKNOWN;
+        policy_refuse(o->j, o->reason, o->mode);
+    }
+    if (o->j->verdict == VERDICT_ALLOW)
+        account_hit(o->j);
     else
-        account_refusal(&o->j);
+        account_refusal(o->j);
     if (o->kind != OUTCOME_COUNTED)
-        account_packet_event(skb, c, p, &o->j, o->st, o->event_flags);
-    return o->j.verdict == VERDICT_DENY ? DROP : PASS;
+        account_packet_event(skb, c, p, o->j, o->st, o->event_flags);
+    return o->j->verdict == VERDICT_DENY ? DROP : PASS;
 }
 
 /*
@@ -77,6 +84,9 @@ static INLINE int verdict_settle(struct __sk_buff *skb, const struct control *c,
  */
 struct scratch {
     struct packet packet;
+    struct judgement judgement; /* what is settled */
+    struct judgement reading;   /* one reading of a datagram: opening or answer */
+    struct judgement end;       /* one end's part in a reading */
     struct fragment_key fragment;
     struct echo_key echo;
 };
@@ -97,7 +107,7 @@ static INLINE void verdict_fragment_key(struct fragment_key *key, const struct p
 /* A later fragment goes the way of its first; it carries no ports to judge by. */
 static INLINE void verdict_later_fragment(struct outcome *o, const struct control *c, struct scratch *s)
 {
-    verdict_fragment_key(&s->fragment, &s->packet, o->j.direction);
+    verdict_fragment_key(&s->fragment, &s->packet, o->j->direction);
     struct fragment_entry *seen = fragments.lookup(&s->fragment);
 
     if (seen && bpf_ktime_get_coarse_ns() - seen->seen_ns < FRAGMENT_LIFE_NS)

@@ -6,11 +6,20 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from bulkhead.abi import ControlKind, Direction, DropReason, EdgeKey, Loss, Verdict, name_of
+from bulkhead.dataplane.resolve import Limits
 from bulkhead.kernel.libbpf import Map
 from bulkhead.kernel.maps import KernelMaps
 
 _COUNTED_MAPS: Final = ("executables", "datagrams", "fragments", "echoes", "edges")
 _GENERATION_MAPS: Final = ("policy", "classes4", "classes6", "cgroups", "members", "subjects")
+
+
+_MADE_TO_MEASURE: Final = {
+    "policy": Limits().policy_entries,
+    "classes4": Limits().prefixes,
+    "classes6": Limits().prefixes,
+}
+"""Maps that are made as large as their content: what bounds them is the compiler's limit."""
 
 
 class Refusals(NamedTuple):
@@ -102,7 +111,11 @@ class Counters:
         """Entries and capacity of maps that can fill up."""
         opened = [(name, self._maps.current(name)) for name in _GENERATION_MAPS]
         opened += [(name, self._maps.fixed(name)) for name in _COUNTED_MAPS]
-        return {name: (count_entries(found), found.info.max_entries) for name, found in opened if found is not None}
+        return {
+            name: (count_entries(found), _MADE_TO_MEASURE.get(name, found.info.max_entries))
+            for name, found in opened
+            if found is not None
+        }
 
 
 def count_entries(opened: Map) -> int:

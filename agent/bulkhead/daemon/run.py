@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Final
@@ -263,13 +263,13 @@ class Agent:
         records = self.flows.records(explain.asked_about(tables, question))
         return explain.why(records, answer, tables, self.answers.lost(), self.settings.host)
 
-    async def _watch(self, args: Json, send: Callable[[Json], Awaitable[None]]) -> None:
+    async def _watch(self, args: Json) -> AsyncGenerator[Json, None]:
         wanted = _wanted(args, ("deny", "would-deny"))
         with self.flows.subscriptions.subscribe() as subscription:
             while True:
                 record = await subscription.get()
                 if wanted(record):
-                    await send(flows.record_to_json(record))
+                    yield flows.record_to_json(record)
 
     # Events
 

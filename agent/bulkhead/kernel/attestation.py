@@ -175,5 +175,3 @@ class Attestation:
 def kernel_key(key: ExecutableKey) -> bytes:
     """An executable as the kernel programs write it. File systems that tell no generation hold 0."""
     return bytes(KernelKey(inode=key.inode, device=key.device, generation=key.generation or 0))
-
-

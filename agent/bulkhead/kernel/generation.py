@@ -112,5 +112,3 @@ def zero_hits(maps: KernelMaps, slots: Iterable[int]) -> None:
     empty = bytes(len(hits.lookup(bytes(4)) or b""))
     for slot in slots:
         hits.update(slot.to_bytes(4, "little"), empty)
-
-

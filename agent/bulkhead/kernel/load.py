@@ -75,7 +75,9 @@ def compile_text(text: str) -> Any:
     try:
         return BPF(text=text, cflags=["-Wno-macro-redefined", "-Wno-unused-function"])
     except Exception as error:  # bcc raises the base class; the compiler has written its complaint to stderr
-        raise RefusedError("the kernel programs do not compile or their maps cannot be made; see the lines above") from error
+        raise RefusedError(
+            "the kernel programs do not compile or their maps cannot be made; see the lines above"
+        ) from error
 
 
 def prepare_directory(pins: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -26,6 +26,7 @@ OTHER: Final = "other"
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 Labels = tuple[str, ...]
+K = TypeVar("K", bound=Labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,14 +190,14 @@ def _kernel(now: Measurements) -> Iterator[Metric]:
     yield _counter("bulkhead_control_packets", text, ("kind",), passed)
 
 
-def _counter(name: str, text: str, labels: Labels, series: Mapping[Labels, float]) -> Metric:
+def _counter(name: str, text: str, labels: Labels, series: Mapping[K, float]) -> Metric:
     family = CounterMetricFamily(name, text, labels=labels)
     for values, value in series.items():
         family.add_metric(values, value)
     return family
 
 
-def _gauge(name: str, text: str, labels: Labels, series: Mapping[Labels, float]) -> Metric:
+def _gauge(name: str, text: str, labels: Labels, series: Mapping[K, float]) -> Metric:
     family = GaugeMetricFamily(name, text, labels=labels)
     for values, value in series.items():
         family.add_metric(values, value)

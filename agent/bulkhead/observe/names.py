@@ -66,7 +66,7 @@ class GenerationNamer:
         for tables in self._candidates(generation):
             name = tables.identity_name(identity)
             if name is not None:
-                return short_class(name)
+                return name
         return f"identity {identity}"
 
     def spiffe_id(self, identity: int, generation: int = 0) -> str:
@@ -89,14 +89,6 @@ class GenerationNamer:
         first = self._tables.get(generation)
         others = [tables for tables in reversed(self._tables.values()) if tables is not first]
         return [first, *others] if first is not None else others
-
-
-def short_class(name: str) -> str:
-    """The name of an address class with its externals in order, at most four of them."""
-    members = name.split(" + ")
-    if len(members) <= 4:
-        return name
-    return " + ".join(members[:4]) + f" + {len(members) - 4} more"
 
 
 def short(name: str) -> str:

@@ -1,0 +1,334 @@
+"""Answers of the agent as tables: functions of JSON and of the time at which it is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bulkhead.cli.output import cell, safe
+from bulkhead.observe.explain import port_text
+from bulkhead.observe.names import short
+
+Json = Mapping[str, Any]
+
+STYLES: Final = {"deny": "red", "would-deny": "yellow", "allow": "green"}
+_STEPS: Final = ((60, 1, "s"), (3600, 60, "m"), (86400, 3600, "h"), (float("inf"), 86400, "d"))
+_SHARED_NAMES: Final = ("host", "world", "unknown", "ambiguous")
+
+
+def table(*headers: str, numbers: Sequence[str] = ()) -> Table:
+    """An empty table in house style: no lines, columns of `numbers` to the right."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for header in headers:
+        right = header in numbers
+        made.add_column(header, justify="right" if right else "left", no_wrap=right, overflow="fold")
+    return made
+
+
+def age(then: float | None, now: float) -> str:
+    """How long ago, in one unit: `2s`, `5m`, `3h`, `61d`; `-` for never."""
+    if then is None:
+        return "-"
+    seconds = max(0.0, now - then)
+    return next(f"{int(seconds // size)}{unit}" for limit, size, unit in _STEPS if seconds < limit)
+
+
+def count(number: int) -> str:
+    """A count in five characters at most: `91k`, `4.2M`."""
+    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= 10 * size:
+            return f"{number // size}{unit}"
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return str(number)
+
+
+def verdict(word: str) -> Text:
+    """A verdict in its colour; the word is always there."""
+    return cell(word, STYLES.get(word, ""))
+
+
+# Records
+
+
+def records(found: Iterable[Json], now: float) -> Table:
+    """`drops` and `flows`."""
+    made = table("COUNT", "LAST", "FROM", "TO", "VERDICT", "BECAUSE", numbers=("COUNT", "LAST"))
+    for one in found:
+        made.add_row(*record_cells(one, now))
+    return made
+
+
+def record_cells(record: Json, now: float) -> tuple[Text, ...]:
+    """One record as cells."""
+    return (
+        cell(count(record["count"])),
+        cell(age(record["last_seen"], now)),
+        cell(source(record)),
+        cell(destination(record)),
+        verdict(record["verdict"]),
+        cell(_because(record)),
+    )
+
+
+def record_line(record: Json, now: float) -> Text:
+    """One record on a line of its own, for those who follow."""
+    counted, last, source_cell, target, word, because = record_cells(record, now)
+    word.pad_right(max(0, 10 - len(word)))
+    parts = (Text(f"{counted.plain:>5}"), Text(f"{last.plain:>4}"), source_cell + Text(" ->"), target, word, because)
+    return Text("  ").join(parts)
+
+
+def source(record: Json) -> str:
+    """Who opened it: the workload, and its program when that end judged."""
+    name = short(record["source"])
+    if record["direction"] == "egress":
+        return _with(name, record["comm"])
+    return _with(name, "" if name not in _SHARED_NAMES and record["source_spiffe_id"] else record["source_address"])
+
+
+def destination(record: Json) -> str:
+    """Whom it wanted to reach, with the port."""
+    port = port_text(record["protocol"], record["port"])
+    name = short(record["destination"])
+    if record["destination_spiffe_id"] or name == "host":
+        target = name
+    else:
+        address = record["destination_address"]
+        target = f"{name} [{address}]" if ":" in address else f"{name} {address}"
+    return f"{target} {port}" if record["protocol"] == "icmp" else f"{target}:{port}"
+
+
+def _with(name: str, more: str) -> str:
+    return f"{name} {more}" if more and more != name else name
+
+
+def _because(record: Json) -> str:
+    if record["verdict"] == "allow":
+        return short(record["rule"]) if record["rule"] else f"rule {record['rule_id']}"
+    text = "default deny" if record["reason"] == "policy" else str(record["reason"])
+    return f"{text}, cut" if record["cut"] else text
+
+
+def lost(losses: Json) -> str:
+    """What is missing from records; empty when nothing is."""
+    missing = {name: number for name, number in losses.items() if number}
+    if not missing:
+        return ""
+    named = ", ".join(f"{number} {name}" for name, number in missing.items())
+    return f"data incomplete: {named} lost; counters are exact all the same"
+
+
+# Rules and workloads
+
+
+def rules(answer: Json, now: float) -> tuple[RenderableType, ...]:
+    """`rules ls`."""
+    made = table("RULE", "FROM", "TO", "PORTS", "HITS", "LAST", "SOURCE", numbers=("HITS", "LAST"))
+    for rule in answer["rules"]:
+        over = rule["expires"] is not None and rule["expires"] <= now
+        style = "dim" if over or not rule["hits"] else ""
+        texts = (rule["name"], rule["from"], rule["to"], rule["ports"], count(rule["hits"]), age(rule["last_hit"], now))
+        place = f"{rule['source']}{' (expired)' if over else ''}"
+        made.add_row(*(cell(text, style) for text in (*texts, place)))
+    return made, Text(), read_back(answer)
+
+
+def read_back(answer: Json) -> Text:
+    """Whether the kernel holds what the commit says."""
+    found = answer["read_back"]
+    name = _revision(answer)
+    if found["match"]:
+        return cell(f"kernel read-back: {found['kernel']}/{found['expected']} entries match {name}", "green")
+    return cell(f"kernel read-back: {found['kernel']} entries where {name} has {found['expected']}", "red")
+
+
+def _revision(answer: Json) -> str:
+    commit = str(answer["commit"] or "")[:7]
+    return f"{commit or 'no commit'} (generation {answer['generation']})"
+
+
+def workloads(answer: Json) -> tuple[RenderableType, ...]:
+    """`workloads`."""
+    made = table("WORKLOAD", "MODE", "ENDPOINTS", "PROCS", "SPIFFE ID", "SOURCE", numbers=("PROCS",))
+    for one in answer["workloads"]:
+        endpoints = one["endpoints"]
+        places = ", ".join(end["unit"] or end["cgroup"] for end in endpoints[:3])
+        more = f" and {len(endpoints) - 3} more" if len(endpoints) > 3 else ""
+        processes = sum(end["processes"] for end in endpoints)
+        mode_style = "" if one["mode"] == "enforce" else "yellow"
+        made.add_row(
+            cell(one["name"]),
+            cell(one["mode"], mode_style),
+            cell(places + more or "-", "" if endpoints else "dim"),
+            cell(processes),
+            cell(one["spiffe_id"]),
+            cell(one["source"]),
+        )
+    hosted = cell(f"host: {answer['host']['endpoints']} control groups that no workload selects")
+    return made, Text(), hosted, *(ambiguous(one) for one in answer["ambiguous"])
+
+
+def ambiguous(tie: Json) -> Text:
+    """An endpoint that matches nothing because two workloads want it."""
+    names = ", ".join(tie["workloads"])
+    return cell(f"ambiguous: {tie['cgroup']} is selected by {names} with equal right and matches nothing", "red")
+
+
+# Status
+
+
+def pairs(rows: Iterable[tuple[str, str | Text]]) -> Table:
+    """Labels with a value each; rows without a value are left out."""
+    made = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    made.add_column(no_wrap=True)
+    made.add_column(overflow="fold")
+    for label, value in rows:
+        if str(value):
+            made.add_row(cell(label, "bold"), value if isinstance(value, Text) else cell(value))
+    return made
+
+
+def status(answer: Json, now: float) -> tuple[RenderableType, ...]:
+    """`status`, on one screen."""
+    kernel, totals = answer["kernel"], answer["totals"]
+    modes = answer["workloads"]
+    rows: list[tuple[str, str | Text]] = [
+        ("agent", f"{answer['version']} on {answer['host']}, pid {answer['pid']}, up {age(answer['started'], now)}"),
+        ("policy", f"{_revision(answer)}  {answer['repository']} {answer['ref']}, loaded {_ago(answer, now)}"),
+        ("", _policy_error(answer["policy"], now)),
+        ("kernel", _kernel(answer)),
+        ("hooks", f"{kernel['mechanism']} on {_devices(kernel['devices'])}; {kernel['cgroup']}"),
+        ("workloads", f"{modes['enforce']} enforce, {modes['observe']} observe; host in {answer['host_mode']}"),
+        ("attested", _attested(answer["attested"])),
+        ("verdicts", _totals(totals)),
+        ("adopted", str(answer["adoption"])),
+        ("lost", lost(answer["lost"]) or "nothing"),
+        ("maps", _maps(answer["maps"])),
+    ]
+    ties = [ambiguous(one) for one in answer["attested"]["ambiguous"]]
+    return pairs(rows), *ties
+
+
+def _ago(answer: Json, now: float) -> str:
+    loaded = answer["policy"]["loaded"]
+    return f"{age(loaded, now)} ago" if loaded else "never"
+
+
+def _policy_error(policy: Json, now: float) -> Text:
+    if policy["ok"]:
+        return Text()
+    since = f" since {age(policy['error_since'], now)}" if policy["error_since"] else ""
+    return cell(f"REFUSED{since}, the last good one stays in force: {policy['error']}", "red")
+
+
+def _kernel(answer: Json) -> Text:
+    equal = bool(answer["git_equals_kernel"])
+    return cell("equals git" if equal else "DIFFERS from git", "green" if equal else "red")
+
+
+def _devices(devices: Sequence[Json]) -> str:
+    names = []
+    for device in devices:
+        missing = [side for side in ("ingress", "egress") if not device[side]]
+        names.append(f"{device['name']} (NO {' and '.join(missing)})" if missing else device["name"])
+    return ", ".join(names) or "no device"
+
+
+def _attested(attested: Json) -> str:
+    return f"{attested['cgroups']} control groups, {attested['executables']} executables"
+
+
+def _totals(totals: Json) -> Text:
+    parts = [cell(f"{totals[word]} {word}", STYLES[word]) for word in ("allow", "deny", "would-deny")]
+    return Text(", ").join(parts)
+
+
+def _maps(maps: Json) -> str:
+    """The fullest maps, those above 80 % by name."""
+    shares = sorted(((one["entries"] / one["max"], name) for name, one in maps.items() if one["max"]), reverse=True)
+    if not shares:
+        return ""
+    full = [f"{name} {share:.0%}" for share, name in shares if share > 0.8]
+    return f"nearly full: {', '.join(full)}" if full else f"fullest {shares[0][1]} at {shares[0][0]:.0%}"
+
+
+# Answers and explanations
+
+
+def answer(found: Json) -> tuple[RenderableType, ...]:
+    """`can`."""
+    port = port_text(found["protocol"], found["port"]) if found["protocol"] in ("tcp", "udp") else found["protocol"]
+    separator = " " if found["protocol"].startswith("icmp") else ":"
+    head = verdict(found["verdict"].upper())
+    head.stylize(STYLES[found["verdict"]])
+    head += cell(f"  {short(found['from'])} -> {short(found['to'])}{separator}{port}")
+    made = table("END", "AT", "MODE", "VERDICT", "BECAUSE")
+    for end in found["ends"]:
+        made.add_row(
+            cell(end["direction"]),
+            cell(short(end["name"])),
+            cell(end["mode"] or "-"),
+            verdict(end["verdict"] or "-"),
+            cell(_end_because(end)),
+        )
+    return head, made, pairs(_nearest_rows(found["ends"])), cell(_judged_by(found), "dim")
+
+
+def _end_because(end: Json) -> str:
+    rule = end["rule"]
+    text = f"{end['because']}  {rule['source']}" if rule else str(end["because"])
+    return f"{text} ({end['note']})" if end["note"] and end["note"] != end["because"] else text
+
+
+def _nearest_rows(ends: Sequence[Json]) -> list[tuple[str, str | Text]]:
+    rows: dict[tuple[str, str], None] = {}
+    for end in ends:
+        if end["nearest"]:
+            rule = end["nearest"]["rule"]
+            rows["nearest", f"{rule['name']}  {rule['source']}  {'; '.join(end['nearest']['failed'])}"] = None
+        if end["advice"]:
+            rows["next", end["advice"]] = None
+    return list(rows)
+
+
+def _judged_by(found: Json) -> str:
+    commit = found["commit"][:7] if found["commit"] else "files, not committed"
+    return f"policy {commit}" + (f" as on {found['host']}" if found["host"] else ", any host")
+
+
+def explanation(found: Json, now: float) -> tuple[RenderableType, ...]:
+    """`why`, of a recorded verdict."""
+    words = {"deny": "DENIED", "would-deny": "WOULD BE DENIED", "allow": "ALLOWED"}
+    head = cell(words[found["verdict"]], STYLES[found["verdict"]])
+    since, last = age(found["first_seen"], now), age(found["last_seen"], now)
+    head += cell(f"  {found['count']}x since {since} ago, last {last} ago")
+    labels = (
+        ("from", "source"),
+        ("to", "destination"),
+        ("where", "where"),
+        ("because", "because"),
+        ("rule", "rule"),
+        ("nearest", "nearest"),
+        ("since", "since"),
+        ("next", "advice"),
+        ("data", "data"),
+    )
+    return head, pairs([(label, safe(found[key])) for label, key in labels])
+
+
+# Offline
+
+
+def matrix(found: Json) -> Table:
+    """`matrix`, a line for each cell."""
+    made = table("FROM", "TO", "PORT", "FAMILY", "VERDICT", "RULE")
+    for one in found["cells"]:
+        port = f"{one['port']}/{one['protocol']}"
+        texts = (one["from"], one["to"], port, f"IPv{one['family']}")
+        made.add_row(*map(cell, texts), verdict(one["verdict"]), cell(one["rule"] or "-"))
+    return made

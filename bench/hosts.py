@@ -1,0 +1,246 @@
+"""Two hosts joined by a wire, each enforced by an agent process of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lab.bpf import pin_directory
+from lab.cgroup import cgroup_subtree
+from lab.netns import Namespace, Wire, wire
+from repository import Repository
+from traffic import Place
+
+from bulkhead.kernel import libbpf
+from bulkhead.kernel.libbpf import Map
+
+DEVICE = "eth0"
+_READY_S = 60.0
+_LOOK_S = 0.0005
+"""How often a state is looked at that nothing reports."""
+
+
+def wait_until(is_so: Callable[[], bool], timeout_s: float = _READY_S) -> float:
+    """Look until it is so; when it was seen, on the monotonic clock. Raises TimeoutError."""
+    deadline = time.monotonic() + timeout_s
+    while not is_so():
+        if time.monotonic() > deadline:
+            raise TimeoutError("what the benchmark waits for does not happen")
+        select.select([], [], [], _LOOK_S)
+    return time.monotonic()
+
+
+@dataclass(slots=True)
+class Host:
+    """One enforced host. `agent` is None while none runs; what was enforced stays in force then."""
+
+    name: str
+    namespace: Namespace
+    address: str
+    cgroup: Path
+    pins: Path
+    directory: Path
+    repository: Repository
+    agent: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    @property
+    def log(self) -> Path:
+        """What the agent says."""
+        return self.directory / "agent.log"
+
+    def prepare(self) -> None:
+        """Directories, control groups and settings."""
+        for part in ("run", "state"):
+            (self.directory / part).mkdir(parents=True)
+        for workload in ("client", "server"):
+            (self.cgroup / workload).mkdir()
+        settings = {
+            "host": self.name,
+            "repository": self.repository.path,
+            "cgroup_root": self.cgroup,
+            "netns": self.namespace.path,
+            "pins": self.pins,
+            "run_dir": self.directory / "run",
+            "state_dir": self.directory / "state",
+        }
+        text = "".join(f'{key} = "{value}"\n' for key, value in settings.items())
+        (self.directory / "agent.toml").write_text(text)
+
+    def start(self) -> float:
+        """Start the agent and return the seconds until it reports that it is ready."""
+        address = self.directory / "notify.sock"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifications, self.log.open("ab") as log:
+            notifications.bind(str(address))
+            notifications.settimeout(_READY_S)
+            started = time.monotonic()
+            self.agent = subprocess.Popen(
+                agent_command(self.directory / "agent.toml"),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "NOTIFY_SOCKET": str(address)},
+            )
+            try:
+                self._await_ready(notifications)
+                return time.monotonic() - started
+            finally:
+                address.unlink()
+
+    def _await_ready(self, notifications: socket.socket) -> None:
+        while True:
+            try:
+                message = notifications.recv(4096)
+            except TimeoutError as error:
+                raise RuntimeError(f"the agent did not get ready:\n{self.log.read_text()[-4000:]}") from error
+            if b"READY=1" in message.split(b"\n"):
+                return
+
+    def stop(self) -> None:
+        """End the agent; hooks and maps stay."""
+        if self.agent is None:
+            return
+        agent, self.agent = self.agent, None
+        agent.send_signal(signal.SIGCONT)
+        agent.terminate()
+        try:
+            agent.wait(10)
+        except subprocess.TimeoutExpired:
+            agent.kill()
+            agent.wait()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep the agent from running, as if it were slow or gone: what the kernel does alone."""
+        if self.agent is None:
+            raise RuntimeError("no agent runs")
+        os.kill(self.agent.pid, signal.SIGSTOP)
+        os.waitpid(self.agent.pid, os.WUNTRACED)
+        try:
+            yield
+        finally:
+            os.kill(self.agent.pid, signal.SIGCONT)
+
+    def forget(self) -> None:
+        """Stop, and remove every trace: the next start is the first one."""
+        self.stop()
+        shutil.rmtree(self.pins)
+        self.pins.mkdir(mode=0o700)
+        for part in ("run", "state"):
+            shutil.rmtree(self.directory / part)
+            (self.directory / part).mkdir()
+
+    def map(self, name: str) -> Map:
+        """One of the pinned maps; the caller closes it."""
+        return libbpf.map_open(self.pins / "maps" / name)
+
+    def generation(self) -> int:
+        """What the kernel enforces now."""
+        with self.map("control") as control:
+            return generation_of(control)
+
+    def current(self, name: str) -> Map:
+        """A map of the generation in force; the caller closes it."""
+        return libbpf.map_open(self.pins / "slots" / f"{name}_{self.generation() & 1}")
+
+    def place(self, workload: str) -> Place:
+        """Where a process of that workload runs."""
+        return Place(self.namespace, self.cgroup / workload)
+
+
+def generation_of(control: Map) -> int:
+    """The generation in the control word."""
+    raw = control.lookup(bytes(4))
+    return int(struct.unpack_from("=I", raw)[0]) if raw else 0
+
+
+def agent_command(settings: Path) -> list[str]:
+    """How an agent is started."""
+    if importlib.util.find_spec("bulkhead.cli.main") is None:
+        return [sys.executable, str(Path(__file__).with_name("standin.py")), str(settings)]
+    return [sys.executable, "-m", "bulkhead.cli.main", "--config", str(settings), "agent"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Both hosts, and the repository that both follow. The client's is left, the server's right."""
+
+    left: Host
+    right: Host
+    repository: Repository
+
+    def __iter__(self) -> Iterator[Host]:
+        return iter((self.left, self.right))
+
+    def follow(self, commit: str) -> None:
+        """Publish a prepared commit and wait until both enforce it."""
+        before = [host.generation() for host in self]
+        self.repository.publish(commit)
+        for host, generation in zip(self, before, strict=True):
+            with host.map("control") as control:
+                wait_until(lambda control=control, generation=generation: generation_of(control) > generation)
+
+
+@contextmanager
+def quiet_wire(subnet: int) -> Iterator[Wire]:
+    """A wire on which nothing is sent but what we send: neighbours are known, and there is no IPv6."""
+    with wire(DEVICE, subnet) as joined:
+        ends = ((joined.left, joined.left_address4), (joined.right, joined.right_address4))
+        hardware = [_hardware_address(namespace) for namespace, _ in ends]
+        for (namespace, _), (_, other), link in zip(ends, reversed(ends), reversed(hardware), strict=True):
+            namespace.ip(f"neigh replace {other} lladdr {link} dev {DEVICE} nud permanent")
+            with namespace.entered():
+                _set("net/ipv6/conf/all/disable_ipv6", "1")
+                _set("net/ipv4/ip_local_port_range", "1024 65535")
+                _set("net/ipv4/ip_local_reserved_ports", "7000-7199")
+                _set("net/ipv4/tcp_tw_reuse", "1")
+                _set("net/core/somaxconn", "65535")
+                _set("net/ipv4/tcp_max_syn_backlog", "65535")
+        yield joined
+
+
+def _hardware_address(namespace: Namespace) -> str:
+    return str(json.loads(namespace.ip(f"-json link show {DEVICE}"))[0]["address"])
+
+
+def _set(name: str, value: str) -> None:
+    Path("/proc/sys", name).write_text(value)
+
+
+@contextmanager
+def enforced_pair(directory: Path, subnet: int, rules: int) -> Iterator[Pair]:
+    """A pair of hosts, agents running, enforcing a first commit of so many rules. Leaves nothing behind."""
+    with (
+        quiet_wire(subnet) as joined,
+        pin_directory() as left_pins,
+        pin_directory() as right_pins,
+        cgroup_subtree() as left_cgroup,
+        cgroup_subtree() as right_cgroup,
+    ):
+        repository = Repository(directory / "policy", joined.left_address4, joined.right_address4)
+        repository.create(rules)
+        left = Host("left", joined.left, joined.left_address4, left_cgroup, left_pins, directory / "left", repository)
+        right = Host(
+            "right", joined.right, joined.right_address4, right_cgroup, right_pins, directory / "right", repository
+        )
+        pair = Pair(left, right, repository)
+        try:
+            for host in pair:
+                host.prepare()
+                host.start()
+            yield pair
+        finally:
+            for host in pair:
+                host.stop()

@@ -1,0 +1,242 @@
+"""A lab host: one machine's worth of Bulkhead on this kernel.
+
+Its own network namespace, control group subtree, pins, run and state directories, policy repository, and the real agent
+as its own process. Programs run inside as they would on a host: started in a control group, judged by the hooks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from bulkhead.identity.cgroups import find_mount
+
+PYTHON = sys.executable
+AGENT_GROUP = "system.slice/bulkhead.service"
+_REPOSITORY = """apiVersion: bulkhead/v1alpha1
+kind: Repository
+trustDomain: example.org
+defaults: {mode: enforce}
+"""
+
+
+class Host:
+    """Use as a context manager. Everything it made is gone afterwards, processes ended by id."""
+
+    def __init__(self, name: str = "host", netns: str | None = None, prefer: str = "tcx") -> None:
+        self.name = name
+        self.directory = Path(tempfile.mkdtemp(prefix=f"bulkhead-lab-{name}-"))
+        self.tag = self.directory.name.removeprefix("bulkhead-lab-").replace("_", "-").replace(".", "-").lower()
+        self.cgroup = find_mount().mount_point / f"bulkhead-{self.tag}"
+        self.pins = Path("/sys/fs/bpf") / f"bh_{self.tag}".replace("-", "_")
+        self.repository = self.directory / "policy"
+        self.run_dir = self.directory / "run"
+        self.netns = f"bh-{self.tag}"[-60:]
+        self.prefer = prefer
+        self.agent: subprocess.Popen[bytes] | None = None
+        self._given_netns = netns
+        self._programs: list[subprocess.Popen[Any]] = []
+
+    # Life
+
+    def __enter__(self) -> Self:
+        self.cgroup.mkdir()
+        _run("ip", "netns", "add", self.netns)
+        self.ip("link", "set", "lo", "up")
+        _run("git", "init", "-q", "-b", "main", str(self.repository))
+        self.commit({"bulkhead.yaml": _REPOSITORY}, "begin")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self.stop_agent()
+        for program in self._programs:
+            program.kill()
+            program.wait()
+        if self.pins.exists():
+            self.bulkhead("detach", check=False)
+        for pid in self._members():
+            os.kill(pid, signal.SIGKILL)
+        _remove_cgroup(self.cgroup)
+        _run("ip", "netns", "del", self.netns)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _members(self) -> Iterator[int]:
+        for procs in self.cgroup.rglob("cgroup.procs"):
+            yield from map(int, procs.read_text().split())
+
+    # Policy
+
+    def commit(self, files: Mapping[str, str], message: str = "change") -> str:
+        """Write files, commit them, and return the commit's id."""
+        for path, text in files.items():
+            target = self.repository / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text)
+        git = ["git", "-C", str(self.repository), "-c", "user.name=lab", "-c", "user.email=lab@example.org"]
+        _run(*git, "add", "-A")
+        _run(*git, "commit", "-q", "--allow-empty", "-m", message)
+        return _run(*git, "rev-parse", "HEAD").strip()
+
+    # Agent
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """As in agent.toml."""
+        return {
+            "host": self.name,
+            "repository": str(self.repository),
+            "cgroup_root": str(self.cgroup),
+            "netns": f"/run/netns/{self.netns}",
+            "pins": str(self.pins),
+            "run_dir": str(self.run_dir),
+            "state_dir": str(self.directory / "state"),
+            "metrics_port": 9464,
+            "prefer": self.prefer,
+        }
+
+    @property
+    def config(self) -> Path:
+        """The settings file, written now."""
+        path = self.directory / "agent.toml"
+        path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in self.settings.items()))
+        return path
+
+    def start_agent(self, timeout_s: float = 30.0) -> None:
+        """Start the agent and wait until it says that it is ready, as it would say to systemd."""
+        path = self.directory / "notify"
+        path.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.bind(str(path))
+            notify.settimeout(timeout_s)
+            with (self.directory / "agent.log").open("ab") as log:
+                self.agent = subprocess.Popen(
+                    self.argv(AGENT_GROUP, [PYTHON, "-m", "bulkhead.cli.main", "agent", "--config", str(self.config)]),
+                    stdout=log,
+                    stderr=log,
+                    env=_environment() | {"NOTIFY_SOCKET": str(path)},
+                )
+            try:
+                while b"READY=1" not in notify.recv(4096):
+                    continue
+            except TimeoutError:
+                raise RuntimeError(f"the agent did not become ready:\n{self.log()}") from None
+
+    def stop_agent(self, with_signal: int = signal.SIGTERM) -> None:
+        """End the agent; enforcement goes on."""
+        if self.agent is None:
+            return
+        self.agent.send_signal(with_signal)
+        self.agent.wait(20)
+        self.agent = None
+
+    def log(self) -> str:
+        """What the agent wrote."""
+        path = self.directory / "agent.log"
+        return path.read_text() if path.exists() else ""
+
+    def bulkhead(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run the command line against this host's agent."""
+        command = [PYTHON, "-m", "bulkhead.cli.main", *arguments]
+        if arguments and arguments[0] in ("detach", "loader"):
+            command += ["--config", str(self.config)]
+        else:
+            command += ["--run-dir", str(self.run_dir)]
+        env = _environment() | {"COLUMNS": "100", "NO_COLOR": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60)
+        if check and done.returncode not in (0, 1):
+            raise RuntimeError(f"{arguments} exited {done.returncode}:\n{done.stdout}{done.stderr}")
+        return done
+
+    def ask(self, *arguments: str) -> Any:
+        """The data of a command's JSON output."""
+        return json.loads(self.bulkhead(*arguments, "-o", "json").stdout)["data"]
+
+    def wait_for_commit(self, commit: str, timeout_s: float = 10.0) -> dict[str, Any]:
+        """Block until `commit` is what the agent enforces or refuses; its status then."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            status = self.ask("status")
+            if commit in (status["commit"], status["policy"]["refused_commit"]):
+                return dict(status)
+        raise RuntimeError(f"the agent did not take notice of {commit[:7]}:\n{self.log()}")
+
+    # Programs
+
+    def ip(self, *arguments: str) -> str:
+        """Run `ip` in the host's network namespace."""
+        return _run("ip", "-n", self.netns, *arguments)
+
+    def argv(self, group: str, argv: list[str]) -> list[str]:
+        """A command line that runs `argv` in a control group and the network namespace of this host."""
+        inner = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
+        (self.cgroup / group).mkdir(parents=True, exist_ok=True)
+        return ["nsenter", f"--net=/run/netns/{self.netns}", "sh", "-c", inner, str(self.cgroup / group), *argv]
+
+    def start(self, group: str, argv: list[str], **options: Any) -> subprocess.Popen[Any]:
+        """Start a program in a control group."""
+        program = subprocess.Popen(self.argv(group, argv), **options)
+        self._programs.append(program)
+        return program
+
+    def run(self, group: str, argv: list[str], timeout_s: float = 20.0) -> subprocess.CompletedProcess[str]:
+        """Run a program in a control group to its end."""
+        return subprocess.run(self.argv(group, argv), capture_output=True, text=True, timeout=timeout_s)
+
+    def python(self, group: str, code: str, timeout_s: float = 20.0) -> subprocess.CompletedProcess[str]:
+        """Run Python code in a control group."""
+        return self.run(group, [PYTHON, "-c", code], timeout_s)
+
+    def serve(self, group: str, code: str) -> subprocess.Popen[str]:
+        """Start Python code that prints a line when it is ready to serve."""
+        program = self.start(group, [PYTHON, "-uc", code], stdout=subprocess.PIPE, text=True)
+        assert program.stdout is not None
+        if not program.stdout.readline():
+            raise RuntimeError("the server did not start")
+        return program
+
+
+@contextmanager
+def joined(first: Host, second: Host) -> Iterator[tuple[str, str]]:
+    """Join two hosts by a veth; yields the interface's addresses, IPv4, first and second."""
+    _run("ip", "-n", first.netns, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", second.netns)
+    for host, v4, v6 in ((first, "10.77.0.1/24", "fd77::1/64"), (second, "10.77.0.2/24", "fd77::2/64")):
+        host.ip("addr", "add", v4, "dev", "eth0")
+        host.ip("addr", "add", v6, "dev", "eth0", "nodad")
+        host.ip("link", "set", "eth0", "up")
+    yield "10.77.0.1", "10.77.0.2"
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+def _run(*argv: str) -> str:
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(argv)} failed: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _remove_cgroup(root: Path) -> None:
+    """Remove a subtree whose processes have been ended; the kernel lets go of them a moment after they are reaped."""
+    deadline = time.monotonic() + 5
+    directories = sorted((path for path in root.rglob("*") if path.is_dir()), reverse=True)
+    for directory in [*directories, root]:
+        while directory.exists():
+            try:
+                directory.rmdir()
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
