@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import select
@@ -25,6 +24,8 @@ from repository import Repository
 from traffic import Place
 
 from bulkhead.kernel import libbpf
+from bulkhead.kernel.attach import Attachments, Programs
+from bulkhead.kernel.devices import list_devices
 from bulkhead.kernel.libbpf import Map
 
 DEVICE = "eth0"
@@ -84,29 +85,29 @@ class Host:
         address = self.directory / "notify.sock"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifications, self.log.open("ab") as log:
             notifications.bind(str(address))
-            notifications.settimeout(_READY_S)
             started = time.monotonic()
             self.agent = subprocess.Popen(
-                agent_command(self.directory / "agent.toml"),
+                [sys.executable, "-m", "bulkhead.cli.main", "agent", "--config", str(self.directory / "agent.toml")],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env={**os.environ, "NOTIFY_SOCKET": str(address)},
             )
             try:
-                self._await_ready(notifications)
+                self._await_ready(self.agent, notifications)
                 return time.monotonic() - started
             finally:
                 address.unlink()
 
-    def _await_ready(self, notifications: socket.socket) -> None:
-        while True:
-            try:
-                message = notifications.recv(4096)
-            except TimeoutError as error:
-                raise RuntimeError(f"the agent did not get ready:\n{self.log.read_text()[-4000:]}") from error
-            if b"READY=1" in message.split(b"\n"):
-                return
+    def _await_ready(self, agent: subprocess.Popen[bytes], notifications: socket.socket) -> None:
+        ended = os.pidfd_open(agent.pid)
+        try:
+            while notifications in select.select([notifications, ended], [], [], _READY_S)[0]:
+                if b"READY=1" in notifications.recv(4096).split(b"\n"):
+                    return
+        finally:
+            os.close(ended)
+        raise RuntimeError(f"the agent did not get ready:\n{self.log.read_text()[-4000:]}")
 
     def stop(self) -> None:
         """End the agent; hooks and maps stay."""
@@ -132,6 +133,26 @@ class Host:
             yield
         finally:
             os.kill(self.agent.pid, signal.SIGCONT)
+
+    @contextmanager
+    def unhooked(self) -> Iterator[None]:
+        """Nothing of ours runs for this host's packets and sockets, until the block is left."""
+        for pin in (self.pins / "links").iterdir():
+            if pin.name.startswith(("tcx_", "cgroup_")):
+                with libbpf.obj_get(pin) as link:
+                    libbpf.link_detach(link)
+        try:
+            yield
+        finally:
+            self._hook()
+
+    def _hook(self) -> None:
+        programs = Programs.open(self.pins)
+        try:
+            with self.namespace.entered(), Attachments(self.pins, programs, self.cgroup) as attachments:
+                attachments.attach_all(list_devices())
+        finally:
+            programs.close()
 
     def forget(self) -> None:
         """Stop, and remove every trace: the next start is the first one."""
@@ -164,13 +185,6 @@ def generation_of(control: Map) -> int:
     """The generation in the control word."""
     raw = control.lookup(bytes(4))
     return int(struct.unpack_from("=I", raw)[0]) if raw else 0
-
-
-def agent_command(settings: Path) -> list[str]:
-    """How an agent is started."""
-    if importlib.util.find_spec("bulkhead.cli.main") is None:
-        return [sys.executable, str(Path(__file__).with_name("standin.py")), str(settings)]
-    return [sys.executable, "-m", "bulkhead.cli.main", "--config", str(settings), "agent"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,65 +8,83 @@ import random
 import socket
 import struct
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import traffic
 from figures import Figure, at_least, at_most, context, median, percentile, spread
-from hosts import DEVICE, Pair, quiet_wire
-from lab.netns import Namespace, Wire
-from traffic import Place, Traffic
+from hosts import DEVICE, Pair
+from lab.netns import Namespace
+from traffic import Traffic
 
 _ECHO_PORT = 7001
 _SINK_PORT = 7002
-_TRIPS = 3000
-_REQUESTS = 500
-_ROUNDS = 60
+_TRIPS = 2000
+_REQUESTS = 400
+_BLOCKS = 10
+_RUNS = 8
+"""Of each measure, in each block, under each condition."""
 _STREAM_MS = 500
-_STREAM_ROUNDS = 9
+_STREAM_BLOCKS = 9
 _NFT_ELEMENTS = 1000
 _SIOCETHTOOL = 0x8946
 _OFFLOADS = {"tso": 0x1F, "gso": 0x24, "gro": 0x2C}
 """ETHTOOL_S* by name."""
 
-BARE, OURS, NFT = "bare", "bulkhead", "nftables"
-_FAST = "fast mode: p25 over rounds of each run's p10, one CPU, lanes in random order within each round"
+BARE, OURS, NFT = CONDITIONS = ("bare", "bulkhead", "nftables")
+_FAST = "fast mode: p25 over runs of each run's p10, one CPU, same wire, conditions in turn and in random order"
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
-    """One wire with a client and a server, in whatever way it is filtered."""
+class Path:
+    """The wire between two hosts, and what may be done to its packets. All of it happens on the same wire in turn."""
 
-    name: str
-    client: Place
-    server: Place
-    address: str
+    program: Traffic
+    pair: Pair
+
+    @contextmanager
+    def condition(self, name: str) -> Iterator[None]:
+        """While in the block, packets meet what the name says and nothing else."""
+        with ExitStack() as stack:
+            if name != OURS:
+                for host in self.pair:
+                    stack.enter_context(host.unhooked())
+            if name == NFT:
+                for host, opening in ((self.pair.left, "output"), (self.pair.right, "input")):
+                    stack.enter_context(_filtered(host.namespace, _nft_rules(self.pair, opening)))
+            yield
+
+    @contextmanager
+    def served(self, command: str, port: int) -> Iterator[None]:
+        """With a server at the right end."""
+        right = self.pair.right
+        with traffic.ready(self.program, right.place("server"), command, right.address, port):
+            yield
+
+    def client(self, command: str, port: int, number: int) -> list[int]:
+        """What a client at the left end measures."""
+        return traffic.run(self.program, self.pair.left.place("client"), command, self.pair.right.address, port, number)
 
 
 @contextmanager
-def bare_lane(subnet: int) -> Iterator[Lane]:
-    """A wire that nobody filters."""
-    with quiet_wire(subnet) as joined:
-        yield Lane(BARE, Place(joined.left, None), Place(joined.right, None), joined.right_address4)
+def _filtered(namespace: Namespace, rules: str) -> Iterator[None]:
+    """With a table of nftables: conntrack, and a set of 1,000 elements for what is new."""
+    _nft(namespace, rules)
+    try:
+        yield
+    finally:
+        _nft(namespace, "delete table inet bench")
 
 
-@contextmanager
-def nft_lane(subnet: int) -> Iterator[Lane]:
-    """A wire that nftables filters at both ends: conntrack, and a set of 1,000 elements for what is new."""
-    with quiet_wire(subnet) as joined:
-        for namespace, rules in (
-            (joined.left, _nft_rules(joined, "output")),
-            (joined.right, _nft_rules(joined, "input")),
-        ):
-            with namespace.entered():
-                subprocess.run(["nft", "--file", "-"], input=rules, check=True, capture_output=True, text=True)
-        yield Lane(NFT, Place(joined.left, None), Place(joined.right, None), joined.right_address4)
+def _nft(namespace: Namespace, commands: str) -> None:
+    with namespace.entered():
+        subprocess.run(["nft", "--file", "-"], input=commands, check=True, capture_output=True, text=True)
 
 
-def _nft_rules(joined: Wire, opening: str) -> str:
+def _nft_rules(pair: Pair, opening: str) -> str:
     """A host that opens conversations (`output`) or accepts them (`input`)."""
-    peer = joined.right_address4 if opening == "output" else joined.left_address4
+    peer = pair.right.address if opening == "output" else pair.left.address
     elements = [f"{peer} . {port}" for port in (_ECHO_PORT, _SINK_PORT)]
     elements += [
         f"100.64.{index // 250}.{index % 250} . {10000 + index}" for index in range(_NFT_ELEMENTS - len(elements))
@@ -89,102 +107,95 @@ table inet bench {{
 """
 
 
-def our_lane(pair: Pair) -> Lane:
-    """The wire of two enforced hosts."""
-    return Lane(OURS, pair.left.place("client"), pair.right.place("server"), pair.right.address)
-
-
-def measure(program: Traffic, lanes: list[Lane]) -> list[Figure]:
-    """Round trips, requests and streams on every lane, in turn."""
-    figures = []
-    for lane in lanes:  # the first run of a lane fills caches and tables
-        _round_trips(program, lane)
-    trips = _rounds(program, lanes, _round_trips, _ROUNDS)
-    figures += _slower("1-byte TCP round trip, both ends enforced, 1,000 rules", trips, 0.5)
-    requests = _rounds(program, lanes, _requests, _ROUNDS)
+def measure(program: Traffic, pair: Pair) -> list[Figure]:
+    """Round trips, requests and streams under every condition, in turn."""
+    path = Path(program, pair)
+    trips, requests = _blocks(path, (_round_trips, _requests), _BLOCKS, _RUNS)
+    figures = _slower("1-byte TCP round trip, both ends enforced, 1,000 rules", trips, 0.5)
     figures += _slower("connect-request-close, both ends enforced, 1,000 rules", requests, 5)
     for word, is_on, limit in (("on", True, 97), ("off", False, 93)):
-        for lane in lanes:
-            for place in (lane.client, lane.server):
-                set_offloads(place.namespace, is_on)
-        streams = _rounds(program, lanes, _stream, _STREAM_ROUNDS)
+        for host in pair:
+            set_offloads(host.namespace, is_on)
+        (streams,) = _blocks(path, (_stream,), _STREAM_BLOCKS, 1)
         figures += _share(f"single-stream throughput, GSO {word}, both ends enforced", streams, limit)
+    for host in pair:
+        set_offloads(host.namespace, True)
     return figures
 
 
 Rounds = dict[str, list[float]]
-"""By lane, one number per round."""
+"""By condition, one number per run."""
 
 
-def _rounds(program: Traffic, lanes: list[Lane], run: Callable[[Traffic, Lane], float], number: int) -> Rounds:
-    results: Rounds = {lane.name: [] for lane in lanes}
-    for _ in range(number):
-        for lane in random.sample(lanes, len(lanes)):
-            results[lane.name].append(run(program, lane))
+def _blocks(path: Path, measures: Sequence[Callable[[Path], float]], blocks: int, runs: int) -> list[Rounds]:
+    """Each block takes every condition once, in random order, and each measure so many times under it."""
+    results: list[Rounds] = [{name: [] for name in CONDITIONS} for _ in measures]
+    for _ in range(blocks):
+        for name in random.sample(CONDITIONS, len(CONDITIONS)):
+            with path.condition(name):
+                for _ in range(runs):
+                    for measure_once, rounds in zip(measures, results, strict=True):
+                        rounds[name].append(measure_once(path))
     return results
 
 
-def _round_trips(program: Traffic, lane: Lane) -> float:
+def _round_trips(path: Path) -> float:
     """Microseconds, p10."""
-    with (
-        traffic.ready(program, lane.server, "serve-echo", lane.address, _ECHO_PORT),
-        traffic.ready(program, lane.client, "round-trips", lane.address, _ECHO_PORT) as session,
-    ):
-        return session.ask(_TRIPS)[0] / 1000
+    with path.served("serve-echo", _ECHO_PORT):
+        return path.client("round-trips", _ECHO_PORT, _TRIPS)[0] / 1000
 
 
-def _requests(program: Traffic, lane: Lane) -> float:
+def _requests(path: Path) -> float:
     """Microseconds, p10."""
-    with traffic.ready(program, lane.server, "serve-echo", lane.address, _ECHO_PORT):
-        return traffic.run(program, lane.client, "requests", lane.address, _ECHO_PORT, _REQUESTS)[0] / 1000
+    with path.served("serve-echo", _ECHO_PORT):
+        return path.client("requests", _ECHO_PORT, _REQUESTS)[0] / 1000
 
 
-def _stream(program: Traffic, lane: Lane) -> float:
+def _stream(path: Path) -> float:
     """Gb/s."""
-    with traffic.ready(program, lane.server, "serve-sink", lane.address, _SINK_PORT):
-        sent, took_ns = traffic.run(program, lane.client, "stream", lane.address, _SINK_PORT, _STREAM_MS)
+    with path.served("serve-sink", _SINK_PORT):
+        sent, took_ns = path.client("stream", _SINK_PORT, _STREAM_MS)
         return sent * 8 / took_ns
 
 
 def _slower(name: str, rounds: Rounds, limit: float) -> list[Figure]:
     """How much longer it takes than on the bare wire."""
-    fast = {lane: percentile(values, 0.25) for lane, values in rounds.items()}
-    figures = []
-    for lane in rounds.keys() - {BARE}:
-        differences = [value - bare for value, bare in zip(rounds[lane], rounds[BARE], strict=True)]
-        method = (
+    fast = {condition: percentile(values, 0.25) for condition, values in rounds.items()}
+
+    def method(condition: str) -> str:
+        differences = [value - bare for value, bare in zip(rounds[condition], rounds[BARE], strict=True)]
+        return (
             f"over a bare wire ({fast[BARE]:.2f} us), {_FAST}; {spread(differences, 'us')} paired differences, "
             f"median {median(differences):+.2f}"
         )
-        value = fast[lane] - fast[BARE]
-        figures.append(
-            at_most(name, value, "us", limit, method) if lane == OURS else context(_by(name), value, "us", method)
-        )
-    return _ours_first(figures)
+
+    return [
+        at_most(name, fast[OURS] - fast[BARE], "us", limit, method(OURS)),
+        context(_by(name), fast[NFT] - fast[BARE], "us", method(NFT)),
+    ]
 
 
 def _share(name: str, rounds: Rounds, limit: float) -> list[Figure]:
     """How much of the bare wire's throughput is left."""
-    figures = []
-    for lane in rounds.keys() - {BARE}:
-        shares = [100 * value / bare for value, bare in zip(rounds[lane], rounds[BARE], strict=True)]
-        method = (
-            f"of a bare wire ({median(rounds[BARE]):.2f} Gb/s), median of paired rounds of {_STREAM_MS} ms, one CPU; "
-            f"{spread(shares, '%')}"
+    shares = {
+        condition: [100 * value / bare for value, bare in zip(rounds[condition], rounds[BARE], strict=True)]
+        for condition in (OURS, NFT)
+    }
+
+    def method(condition: str) -> str:
+        return (
+            f"of a bare wire ({median(rounds[BARE]):.2f} Gb/s), median of paired rounds of {_STREAM_MS} ms, one CPU, "
+            f"same wire; {spread(shares[condition], '%')}"
         )
-        value = median(shares)
-        figures.append(
-            at_least(name, value, "%", limit, method) if lane == OURS else context(_by(name), value, "%", method)
-        )
-    return _ours_first(figures)
+
+    return [
+        at_least(name, median(shares[OURS]), "%", limit, method(OURS)),
+        context(_by(name), median(shares[NFT]), "%", method(NFT)),
+    ]
 
 
 def _by(name: str) -> str:
     return name.split(", both ends enforced")[0] + f", {NFT} at both ends (conntrack, set of 1,000)"
-
-
-def _ours_first(figures: list[Figure]) -> list[Figure]:
-    return sorted(figures, key=lambda figure: figure.mark is None)
 
 
 def set_offloads(namespace: Namespace, is_on: bool) -> None:

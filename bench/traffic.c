@@ -175,23 +175,29 @@ static void serve_many(void)
     }
 }
 
-/* Round trips on one connection, as many as each line of input says. */
-static void client_round_trips(void)
+static void time_round_trips(int fd, long count)
+{
+    uint64_t *times = times_allocate(count);
+
+    for (long i = 0; i < count; i++) {
+        uint64_t from = now_ns();
+        round_trip(fd);
+        times[i] = now_ns() - from;
+    }
+    say_times(times, count);
+    free(times);
+}
+
+/* Round trips on one connection: so many, or for 0 as many as each line of input says. */
+static void client_round_trips(long count)
 {
     int fd = connected();
 
+    if (count)
+        return time_round_trips(fd, count);
     say("ready");
-    for (;;) {
-        long count = listen_for_number();
-        uint64_t *times = times_allocate(count);
-        for (long i = 0; i < count; i++) {
-            uint64_t from = now_ns();
-            round_trip(fd);
-            times[i] = now_ns() - from;
-        }
-        say_times(times, count);
-        free(times);
-    }
+    for (;;)
+        time_round_trips(fd, listen_for_number());
 }
 
 /* Connect, send a byte, receive a byte, close. */
@@ -329,7 +335,7 @@ int main(int argc, char **argv)
     else if (!strcmp(command, "serve-many"))
         serve_many();
     else if (!strcmp(command, "round-trips"))
-        client_round_trips();
+        client_round_trips(number);
     else if (!strcmp(command, "requests"))
         client_requests(number);
     else if (!strcmp(command, "stream"))

@@ -11,7 +11,6 @@
 
 #define TCP_STATE(_n) (1u << (_n))
 #define TCP_STATE_SYN_SENT 2
-#define TCP_STATE_LISTEN 10
 #define TCP_STATE_NEW_SYN_RECV 12
 /* states in which a socket's tuple is that of the conversation its verdict was given for */
 #define TCP_CARRIES                                                                                                    \
@@ -59,8 +58,13 @@ static INLINE int egress_tcp_control(struct outcome *o, const struct control *c,
     }
     if (state == TCP_STATE_LISTEN || state == TCP_STATE_NEW_SYN_RECV) {
         /* a listener answers SYNs that ingress has judged; besides, nothing leaves through it but bare ACKs */
-        if (p->tcp_flags & TCP_FLAG_SYN)
+        if (p->tcp_flags & TCP_FLAG_SYN) {
+            /* it may have been connected before: nothing of that conversation is to be cloned into the accepted one */
+            st->flags &= ~(SOCK_FLAG_OPENED | SOCK_FLAG_STREAM);
+            st->verdict = VERDICT_NONE;
+            st->generation = 0;
             return 1;
+        }
         if (!p->payload_bytes)
             verdict_control(o, CONTROL_KIND_TCP_ACK);
         else
@@ -221,7 +225,7 @@ static INLINE void egress_decide(struct __sk_buff *skb, struct outcome *o, const
     if (!c->generation)
         return verdict_refuse(o, 0, DROP_REASON_NO_POLICY, MODE_ENFORCE);
     if (sk && sk->family == AF_PACKET) {
-        if (!bad && packet_is_dhcp(p, DIRECTION_EGRESS))
+        if (!bad && st && st->local_identity == IDENTITY_HOST && packet_is_dhcp(p, DIRECTION_EGRESS))
             return verdict_control(o, CONTROL_KIND_DHCP);
         return verdict_refuse(o, st, DROP_REASON_PACKET_SOCKET, st ? st->local_mode : identity_any_mode(c));
     }
@@ -231,6 +235,9 @@ static INLINE void egress_decide(struct __sk_buff *skb, struct outcome *o, const
         return verdict_control(o, CONTROL_KIND_ARP);
     if (!sk && skb->ingress_ifindex)
         return verdict_refuse(o, 0, DROP_REASON_FORWARDED, identity_host_mode(c));
+    if (st && (st->flags & SOCK_FLAG_RAW) &&
+        (p->protocol == IPPROTO_TCP || p->protocol == IPPROTO_UDP || p->protocol == IPPROTO_UDPLITE))
+        return verdict_refuse(o, st, DROP_REASON_RAW_SOCKET, st->local_mode);
     if (p->later_fragment)
         return verdict_later_fragment(o, c, s);
     if (!st) {
@@ -239,9 +246,6 @@ static INLINE void egress_decide(struct __sk_buff *skb, struct outcome *o, const
             return;
         return egress_ownerless(o, c, p);
     }
-    if ((st->flags & SOCK_FLAG_RAW) &&
-        (p->protocol == IPPROTO_TCP || p->protocol == IPPROTO_UDP || p->protocol == IPPROTO_UDPLITE))
-        return verdict_refuse(o, st, DROP_REASON_RAW_SOCKET, st->local_mode);
     egress_owned(skb, o, c, s, st, state, lo);
 }
 
@@ -303,6 +307,22 @@ static INLINE int egress_refused_stream(struct sock_state *st)
     return DROP;
 }
 
+/*
+ * A segment that goes where its socket's peer is. A program may set a source route, or a segment routing header, on a
+ * connected socket; its segments then leave for an address that the verdict was not given for.
+ */
+static INLINE int egress_is_plain(struct __sk_buff *skb, u32 l2)
+{
+    void *data = packet_data(skb), *end = packet_end(skb);
+
+    if (skb->protocol == bpf_htons(ETH_P_IP)) {
+        struct ipv4_header *ip = data + l2;
+        return (void *)(ip + 1) <= end && ip->version_ihl == 0x45 && ip->protocol == IPPROTO_TCP;
+    }
+    struct ipv6_header *ip = data + l2;
+    return (void *)(ip + 1) <= end && ip->next == IPPROTO_TCP;
+}
+
 /* The common packet. `link` tells the second stage what kind of device this is. */
 static INLINE int egress(struct __sk_buff *skb, const u32 link)
 {
@@ -313,13 +333,15 @@ static INLINE int egress(struct __sk_buff *skb, const u32 link)
         struct sock_state *st = sockets.sk_storage_get(sk, 0, 0);
         if (st && st->generation == c.generation && c.generation && (TCP_STATE(sk->state & 31) & TCP_CARRIES) &&
             (!st->deadline_s || account_boot_seconds() < st->deadline_s)) {
-            if (st->verdict != VERDICT_DENY) {
+            u32 l2 = link == LINK_BARE ? 0 : ETH_HEADER_BYTES;
+            if (st->verdict == VERDICT_DENY) {
+                if (!egress_is_reset(skb, l2))
+                    return egress_refused_stream(st);
+            } else if (egress_is_plain(skb, l2)) {
                 if (link == LINK_LOOPBACK)
                     skb->tc_index = LOOPBACK_JUDGED;
                 return PASS;
             }
-            if (!egress_is_reset(skb, link == LINK_BARE ? 0 : ETH_HEADER_BYTES))
-                return egress_refused_stream(st);
         }
     }
     skb->cb[0] = link;

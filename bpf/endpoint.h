@@ -9,6 +9,7 @@
 #define BULKHEAD_ENDPOINT_H
 
 #define SOCK_TYPE_RAW 3
+#define TCP_STATE_LISTEN 10
 
 #define PEER_OPENED (1ull << 16)
 #define PEER_GENERATION 0xffffull
@@ -19,7 +20,7 @@ struct endpoint {
     u32 identity;
     u32 mode;
     u32 tgid;
-    u8 found;              /* a socket receives it */
+    u8 found;              /* a socket of a conversation receives it, no listener */
 };
 
 static INLINE u64 endpoint_mix(u64 x)
@@ -123,12 +124,16 @@ static INLINE void endpoint_receiver(struct __sk_buff *skb, const struct packet 
                 tuple.ipv6.sport = 0;
             sk = bpf_sk_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
         }
-    } else if (p->protocol == IPPROTO_UDP || p->protocol == IPPROTO_UDPLITE) {
+    } else if (p->protocol == IPPROTO_UDP) {
         sk = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+    } else if (p->protocol == IPPROTO_UDPLITE) {
+        /* has a table of its own that no lookup reaches: whoever holds the same UDP port receives none of it */
+        to->identity = IDENTITY_UNKNOWN;
+        to->mode = identity_any_mode(c);
     }
     if (!sk)
         return;
-    to->found = 1;
+    to->found = sk->state != TCP_STATE_LISTEN;
     to->st = sockets.sk_storage_get(sk, 0, 0);
     bpf_sk_release(sk);
     if (to->st) {

@@ -103,8 +103,9 @@ static INLINE int ingress_quotes_live(struct __sk_buff *skb, const struct packet
         sk = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
     if (!sk)
         return 0;
+    int live = sk->state != TCP_STATE_LISTEN;
     bpf_sk_release(sk);
-    return 1;
+    return live;
 }
 
 static INLINE int ingress_echo_was_asked(const struct control *c, struct scratch *s)
@@ -123,7 +124,7 @@ static INLINE int ingress_icmp(struct __sk_buff *skb, struct outcome *o, const s
     const struct packet *p = &s->packet;
 
     if (packet_is_neighbour(p) && p->icmp_type != ND_REDIRECT) {
-        if (p->hop_limit == 255 && !p->first_fragment && !p->hop_by_hop)
+        if (p->hop_limit == 255 && !p->fragment_header)
             verdict_control(o, CONTROL_KIND_NEIGHBOUR);
         else
             verdict_refuse(o, 0, DROP_REASON_NEIGHBOUR, identity_any_mode(c));

@@ -126,6 +126,7 @@ struct packet {
     u8 later_fragment;
     u8 first_fragment;
     u8 hop_by_hop;
+    u8 fragment_header;    /* IPv6, an atomic fragment's included */
     u8 link_arp;
 };
 
@@ -212,8 +213,11 @@ static INLINE int packet_parse_ports(struct __sk_buff *skb, struct packet *p, u3
         if ((void *)(udp + 1) > end)
             return DROP_REASON_MALFORMED;
         u32 length = bpf_ntohs(udp->length);
-        /* 0 is a jumbogram's or a segmentation-offload length; UDP-Lite counts coverage here */
-        if (p->protocol == IPPROTO_UDP && length && (length < sizeof(*udp) || (!p->first_fragment && !skb->gso_segs && at + length > l3_end)))
+        /* with segmentation offload the length may be any; UDP-Lite counts coverage here */
+        if (p->protocol == IPPROTO_UDP && !skb->gso_segs &&
+            (length < sizeof(*udp) || (!p->first_fragment && at + length > l3_end)))
+            return DROP_REASON_MALFORMED;
+        if (at + sizeof(*udp) > l3_end)
             return DROP_REASON_MALFORMED;
         p->source_port = udp->source;
         p->destination_port = udp->destination;
@@ -223,7 +227,7 @@ static INLINE int packet_parse_ports(struct __sk_buff *skb, struct packet *p, u3
         data = packet_data(skb);
         end = packet_end(skb);
         struct icmp_header *icmp = data + at;
-        if ((void *)(icmp + 1) > end)
+        if ((void *)(icmp + 1) > end || at + sizeof(*icmp) > l3_end)
             return DROP_REASON_MALFORMED;
         p->icmp_type = icmp->type;
         p->icmp_identifier = icmp->identifier;
@@ -312,6 +316,7 @@ static INLINE int packet_parse6(struct __sk_buff *skb, struct packet *p, u32 l2,
         if ((void *)(fragment + 1) > end)
             return DROP_REASON_MALFORMED;
         next = fragment->next;
+        p->fragment_header = 1;
         p->transport += sizeof(*fragment);
         /* neither offset nor more-fragments: an atomic fragment is a whole packet (RFC 6946) */
         if (fragment->offset & bpf_htons(0xfff9)) {

@@ -21,6 +21,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from lab import puppet
+from lab.puppet import Puppet
+
+from bulkhead.control import client
+from bulkhead.errors import UnreachableError
 from bulkhead.identity.cgroups import find_mount
 
 PYTHON = sys.executable
@@ -159,6 +164,10 @@ class Host:
             raise RuntimeError(f"{arguments} exited {done.returncode}:\n{done.stdout}{done.stderr}")
         return done
 
+    def call(self, op: str, **args: Any) -> Any:
+        """Ask the agent itself, without the command line in between."""
+        return client.call(self.run_dir / "control.sock", op, args)
+
     def ask(self, *arguments: str) -> Any:
         """The data of a command's JSON output."""
         return json.loads(self.bulkhead(*arguments, "-o", "json").stdout)["data"]
@@ -167,10 +176,16 @@ class Host:
         """Block until `commit` is what the agent enforces or refuses; its status then."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            status = self.ask("status")
-            if commit in (status["commit"], status["policy"]["refused_commit"]):
-                return dict(status)
+            status = self._status()
+            if commit in (status.get("commit"), status.get("policy", {}).get("refused_commit")):
+                return status
         raise RuntimeError(f"the agent did not take notice of {commit[:7]}:\n{self.log()}")
+
+    def _status(self) -> dict[str, Any]:
+        try:
+            return dict(self.call("status"))
+        except UnreachableError:
+            return {}
 
     # Programs
 
@@ -197,6 +212,11 @@ class Host:
     def python(self, group: str, code: str, timeout_s: float = 20.0) -> subprocess.CompletedProcess[str]:
         """Run Python code in a control group."""
         return self.run(group, [PYTHON, "-c", code], timeout_s)
+
+    def puppet(self, group: str, python: str = PYTHON) -> Puppet:
+        """Start a process in a control group that does what it is told (lab/puppet.py)."""
+        argv = [python, puppet.__file__]
+        return Puppet(self.start(group, argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
 
     def serve(self, group: str, code: str) -> subprocess.Popen[str]:
         """Start Python code that prints a line when it is ready to serve."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,9 @@ from bulkhead.cli.output import note, show, show_json, write_json
 from bulkhead.errors import Diagnostic, ExitCode, PolicyError, UsageError
 
 if TYPE_CHECKING:
+    from bulkhead.dataplane.addresses import Address
     from bulkhead.dataplane.compile import Compiled
+    from bulkhead.dataplane.inventory import Listed
     from bulkhead.dataplane.matrix import Engine
     from bulkhead.policy.model import PolicySet
 
@@ -50,7 +51,7 @@ def matrix(
     wanted, outside = parse_ports(ports), _addresses(addresses)
     listed = read_inventory(inventory)
     compiled = compile_policy(policy, rev)
-    with _engine(engine, compiled) as judge:
+    with _engine(engine, compiled, listed, outside) as judge:
         found = tabulate(compiled, listed, wanted, outside, judge)
     if view.as_json:
         write_json(found)
@@ -61,11 +62,11 @@ def matrix(
     return ExitCode.OK
 
 
-def _addresses(texts: Sequence[str]) -> dict[str, IPv4Address | IPv6Address]:
+def _addresses(texts: Sequence[str]) -> dict[str, Address]:
     from bulkhead.cli.files import split_pair
     from bulkhead.observe.tables import parse_address
 
-    found: dict[str, IPv4Address | IPv6Address] = {}
+    found: dict[str, Address] = {}
     for text in texts:
         name, value = split_pair(text, "an address with a name, such as `admin=10.9.0.7`")
         address = parse_address(value)
@@ -78,7 +79,9 @@ def _addresses(texts: Sequence[str]) -> dict[str, IPv4Address | IPv6Address]:
 
 
 @contextlib.contextmanager
-def _engine(name: str, compiled: Compiled) -> Iterator[Engine]:
+def _engine(
+    name: str, compiled: Compiled, listed: Sequence[Listed], outside: Mapping[str, Address]
+) -> Iterator[Engine]:
     if name == "model":
         from bulkhead.dataplane.compile import lookup
 
@@ -90,7 +93,7 @@ def _engine(name: str, compiled: Compiled) -> Iterator[Engine]:
         raise UsageError("`--engine kernel` loads the kernel programs, which needs root; `--engine model` does not")
     from bulkhead.kernel.judge import kernel_engine
 
-    with kernel_engine(compiled) as engine:
+    with kernel_engine(compiled, listed, outside) as engine:
         yield engine
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 _SO_PEERGROUPS: Final = 59
-_GROUPS_MAX: Final = 65536
+_GROUPS_MAX: Final = 256
+"""As many as Python has room for. Of a peer in more, the primary group alone counts."""
 _UCRED: Final = struct.Struct("=iII")
 
 
@@ -41,7 +42,7 @@ def _groups(connection: socket.socket) -> tuple[int, ...]:
     try:
         packed = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _GROUPS_MAX)
     except OSError:
-        # Kernels before 4.13: the primary group alone counts.
+        # Too many groups, or a kernel before 4.13.
         return ()
     return struct.unpack(f"={len(packed) // 4}I", packed)
 

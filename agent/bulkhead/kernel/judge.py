@@ -358,7 +358,7 @@ class _Attested:
                 members |= entries.members
                 subjects |= entries.subjects
         surveyed = Table.of(cgroups), Table.of(members), Table.of(subjects)
-        slots = {info.name: slot for slot, info in enumerate(bundle.rules(), 1)}
+        slots: dict[str, int] = {info.name: slot for slot, info in enumerate(bundle.rules(), 1)}
         return generation.tables(bundle, plans[hosts[0]], surveyed, slots)
 
     def state(self, endpoint: Endpoint) -> SockState:
@@ -472,8 +472,8 @@ def _as_if_enforced(compiled: Compiled) -> Compiled:
 class _KernelEngine:
     """Finds a packet for each question; who is who is asked of the kernel as well.
 
-    A packet cannot stand for everything: what is no TCP or UDP is received by the host alone, and of a conversation
-    within the machine that the other end refuses, this end's rule is not told. Then the kernel's judge is asked without.
+    A packet cannot stand for everything: what is no TCP or UDP is received by the host alone, and when the other end
+    of a conversation within the machine refuses, this end's rule is not told. Then the judge is asked without a packet.
     """
 
     def __init__(self, judge: Judge, endpoints: Iterable[Endpoint], addresses: Iterable[Address]) -> None:

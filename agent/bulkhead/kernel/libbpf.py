@@ -461,13 +461,24 @@ def map_create(
     max_entries: int,
     flags: int = 0,
     inner: Map | None = None,
+    types: tuple[Fd, int, int] | None = None,
 ) -> Map:
-    """Create an unpinned map; `inner` is the template of a map of maps. Sizes in bytes."""
+    """Create an unpinned map; `inner` is the template of a map of maps. Sizes in bytes.
+
+    `types` is loaded type information with the ids of the key's and the value's type in it.
+    """
     opts = _MapCreateOpts(
         sz=ctypes.sizeof(_MapCreateOpts), map_flags=flags, inner_map_fd=inner.fd.fileno() if inner else 0
     )
+    if types is not None:
+        opts.btf_fd, opts.btf_key_type_id, opts.btf_value_type_id = types[0].fileno(), types[1], types[2]
     code = library().bpf_map_create(map_type, name.encode(), key_size, value_size, max_entries, byref(opts))
     return Map(Fd(_checked(code, f"create the map `{name}`")))
+
+
+def btf_load(data: bytes) -> Fd:
+    """Load type information."""
+    return Fd(_checked(library().bpf_btf_load(data, c_size_t(len(data)), None), "load type information"))
 
 
 def map_open(path: Path) -> Map:

@@ -17,12 +17,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bulkhead.abi import Abi, Setting
+from bulkhead.abi import Abi, Setting, SockState
 from bulkhead.errors import BulkheadError, KernelError, RefusedError
-from bulkhead.kernel import libbpf, source
+from bulkhead.kernel import libbpf, source, storage
 from bulkhead.kernel.programs import PROGRAMS, STAGES, Program
 
 _BPFFS_MAGIC = 0xCAFE4A11
+_COMPILER_FLAGS = [
+    "-Wno-macro-redefined",
+    "-Wno-unused-function",
+    "-g0",  # nothing needs type information but one map, see kernel.storage
+    "-Xclang",
+    "-disable-llvm-passes",  # bcc optimises what clang hands it; once is enough
+]
 
 
 def pinned_setting(pins: Path) -> Setting | None:
@@ -73,7 +80,7 @@ def compile_text(text: str) -> Any:
     except ImportError as error:
         raise RefusedError("bcc is not installed (Debian: python3-bpfcc)") from error
     try:
-        return BPF(text=text, cflags=["-Wno-macro-redefined", "-Wno-unused-function"])
+        return BPF(text=text, cflags=_COMPILER_FLAGS)
     except Exception as error:  # bcc raises the base class; the compiler has written its complaint to stderr
         raise RefusedError(
             "the kernel programs do not compile or their maps cannot be made; see the lines above"
@@ -88,6 +95,9 @@ def prepare_directory(pins: Path) -> None:
     for directory in (pins, pins / "maps", pins / "programs", pins / "slots", pins / "links"):
         directory.mkdir(mode=0o700, exist_ok=True)
     os.chmod(pins, 0o700)
+    if not (pins / "maps" / "sockets").exists():
+        with storage.make(ctypes.sizeof(SockState)) as sockets:
+            sockets.pin(pins / "maps" / "sockets")
 
 
 def _file_system(path: Path) -> int:

@@ -10,7 +10,7 @@ from bulkhead.abi import Direction, DropReason, Identity, Verdict, name_of
 from bulkhead.dataplane.bundle import Bundle
 from bulkhead.dataplane.compile import Compiled, PolicyEntry, RuleInfo
 from bulkhead.errors import UsageError
-from bulkhead.observe.nearest import Nearest, PeerIndex, find_nearest
+from bulkhead.observe.nearest import Nearest, find_nearest
 from bulkhead.observe.question import Directory, Kind, Question, Subject
 from bulkhead.observe.reasons import REASONS
 from bulkhead.observe.tables import Tables, tables_of
@@ -138,8 +138,7 @@ class _Case:
 
     def nearest(self) -> Nearest | None:
         """The rule that comes closest."""
-        index = PeerIndex(self.tables)
-        return find_nearest(self.tables, index, self.source, self.destination, self.spec, self.port_text)
+        return find_nearest(self.tables, self.source, self.destination, self.spec, self.port_text, self.now)
 
     def _lookup(self, local: Subject, direction: Direction, remote: int) -> PolicyEntry | None:
         return self.tables.lookup(local.identities[0], int(direction), remote, self.spec.protocol, self.spec.first)

@@ -19,7 +19,7 @@ from bulkhead.observe.answer import (
 )
 from bulkhead.observe.flows import FlowRecord, record_to_json
 from bulkhead.observe.names import short
-from bulkhead.observe.nearest import Nearest, PeerIndex, find_nearest
+from bulkhead.observe.nearest import Nearest, find_nearest
 from bulkhead.observe.question import Directory, Kind, Question, Subject, recorded
 from bulkhead.observe.reasons import reason_named
 from bulkhead.observe.tables import Tables, tables_of
@@ -86,7 +86,7 @@ def nearest_of(record: FlowRecord, tables: Tables) -> Nearest | None:
     spec, text = _recorded_port(record)
     source = Subject(record.source, Kind.NOBODY, (record.source_identity,))
     destination = Subject(record.destination, Kind.NOBODY, (record.destination_identity,))
-    return find_nearest(tables, PeerIndex(tables), source, destination, spec, text)
+    return find_nearest(tables, source, destination, spec, text, record.last_seen)
 
 
 def nearest_text(nearest: Nearest) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from bulkhead.abi import Identity
 from bulkhead.dataplane.compile import RuleInfo
@@ -13,8 +14,10 @@ from bulkhead.observe.tables import Tables
 from bulkhead.policy.model import PortSpec
 from bulkhead.policy.ports import parse_port
 
-HOSTS = "hosts"
+HOSTS: Final = "hosts"
 """Policy of the lifeline rules; bare names in it are looked for in all policies."""
+
+CLAUSES: Final = ("from", "to", "port")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +78,13 @@ class PeerIndex:
 
 
 def find_nearest(
-    tables: Tables, index: PeerIndex, source: Subject, destination: Subject, spec: PortSpec, port_text: str
+    tables: Tables, source: Subject, destination: Subject, spec: PortSpec, port_text: str, now: float
 ) -> Nearest | None:
-    """The rule with the most clauses met, of which one at least is an end; the first of equals, None for none."""
+    """The rule with the most clauses met, of which one at least is an end; the first of equals, None for none.
+
+    An exception that has expired at `now` is near only when nothing but its end is in the way.
+    """
+    index = PeerIndex(tables)
     best: tuple[tuple[int, bool, bool], Nearest] | None = None
     for rule in tables.rules():
         policy = str(rule.name).partition("/")[0]
@@ -87,6 +94,8 @@ def find_nearest(
             continue
         met_port = _covers(rule.ports, spec)
         score = (met_from + met_to + met_port, met_to, met_from)
+        if rule.expires is not None and rule.expires <= now and score[0] < len(CLAUSES):
+            continue
         if best is None or score > best[0]:
             best = (score, Nearest(rule, _failed(rule, source, destination, port_text, (met_from, met_to, met_port))))
     return best[1] if best else None
@@ -95,12 +104,10 @@ def find_nearest(
 def _failed(
     rule: RuleInfo, source: Subject, destination: Subject, port_text: str, met: tuple[bool, bool, bool]
 ) -> tuple[str, ...]:
-    clauses = (
-        f"from: {rule.source}, not {source.short}",
-        f"to: {rule.destination}, not {destination.short}",
-        f"port: {rule.ports}, not {port_text}",
-    )
-    return tuple(clause for clause, is_met in zip(clauses, met, strict=True) if not is_met)
+    written = (rule.source, rule.destination, rule.ports)
+    asked = (source.short, destination.short, port_text)
+    clauses = zip(CLAUSES, written, asked, met, strict=True)
+    return tuple(f"{clause}: {text}, not {other}" for clause, text, other, is_met in clauses if not is_met)
 
 
 def _covers(ports: str, wanted: PortSpec) -> bool:
