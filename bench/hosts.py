@@ -13,22 +13,33 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lab.bpf import pin_directory
 from lab.cgroup import cgroup_subtree
-from lab.netns import Namespace, Wire, wire
+from lab.netns import Namespace, Wire, connect, wire
 from repository import Repository
 from traffic import Place
 
+from bulkhead.abi import Direction
 from bulkhead.kernel import libbpf
 from bulkhead.kernel.attach import Attachments, Programs
 from bulkhead.kernel.devices import list_devices
 from bulkhead.kernel.libbpf import Map
 
-DEVICE = "eth0"
+DEVICES = ("eth0", "eth1")
+"""The hosts are joined twice, so that what is enforced on one wire can be compared with the other."""
+_SYSCTLS = {
+    "ipv6/conf/all/disable_ipv6": "1",
+    "ipv4/ip_local_port_range": "1024 65535",
+    "ipv4/ip_local_reserved_ports": "7000-7299",
+    "ipv4/tcp_tw_reuse": "1",
+    "ipv4/tcp_max_syn_backlog": "65535",
+    "core/somaxconn": "65535",
+}
+"""So that connections by the ten thousand do not run out of ports or of room."""
 _READY_S = 60.0
 _LOOK_S = 0.0005
 """How often a state is looked at that nothing reports."""
@@ -50,12 +61,18 @@ class Host:
 
     name: str
     namespace: Namespace
-    address: str
+    addresses: dict[str, str]
+    """By device."""
     cgroup: Path
     pins: Path
     directory: Path
     repository: Repository
     agent: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    @property
+    def address(self) -> str:
+        """On the first device."""
+        return self.addresses[DEVICES[0]]
 
     @property
     def log(self) -> Path:
@@ -135,12 +152,13 @@ class Host:
             os.kill(self.agent.pid, signal.SIGCONT)
 
     @contextmanager
-    def unhooked(self) -> Iterator[None]:
-        """Nothing of ours runs for this host's packets and sockets, until the block is left."""
-        for pin in (self.pins / "links").iterdir():
-            if pin.name.startswith(("tcx_", "cgroup_")):
-                with libbpf.obj_get(pin) as link:
-                    libbpf.link_detach(link)
+    def unhooked(self, device: str) -> Iterator[None]:
+        """Nothing of ours runs for the packets of one device, until the block is left."""
+        with self.namespace.entered():
+            index = socket.if_nametoindex(device)
+        for direction in Direction:
+            with libbpf.obj_get(self.pins / "links" / f"tcx_{index}_{direction.name.lower()}") as link:
+                libbpf.link_detach(link)
         try:
             yield
         finally:
@@ -208,53 +226,43 @@ class Pair:
 
 
 @contextmanager
-def quiet_wire(subnet: int) -> Iterator[Wire]:
-    """A wire on which nothing is sent but what we send: neighbours are known, and there is no IPv6."""
-    with wire(DEVICE, subnet) as joined:
-        ends = ((joined.left, joined.left_address4), (joined.right, joined.right_address4))
-        hardware = [_hardware_address(namespace) for namespace, _ in ends]
-        for (namespace, _), (_, other), link in zip(ends, reversed(ends), reversed(hardware), strict=True):
-            namespace.ip(f"neigh replace {other} lladdr {link} dev {DEVICE} nud permanent")
+def quiet_wires(subnet: int, devices: tuple[str, ...]) -> Iterator[tuple[Wire, ...]]:
+    """Wires between the same two namespaces, on which nothing is sent but what we send: no IPv6, neighbours known."""
+    with wire(devices[0], subnet) as first:
+        others = (connect(first.left, first.right, name, subnet + at) for at, name in enumerate(devices[1:], start=1))
+        wires = (first, *others)
+        for namespace in (first.left, first.right):
             with namespace.entered():
-                _set("net/ipv6/conf/all/disable_ipv6", "1")
-                _set("net/ipv4/ip_local_port_range", "1024 65535")
-                _set("net/ipv4/ip_local_reserved_ports", "7000-7199")
-                _set("net/ipv4/tcp_tw_reuse", "1")
-                _set("net/core/somaxconn", "65535")
-                _set("net/ipv4/tcp_max_syn_backlog", "65535")
-        yield joined
+                for name, value in _SYSCTLS.items():
+                    Path("/proc/sys/net", name).write_text(value)
+        for one in wires:
+            _introduce(one.left, one.device, one.right_address4, _hardware_address(one.right, one.device))
+            _introduce(one.right, one.device, one.left_address4, _hardware_address(one.left, one.device))
+        yield wires
 
 
-def _hardware_address(namespace: Namespace) -> str:
-    return str(json.loads(namespace.ip(f"-json link show {DEVICE}"))[0]["address"])
+def _hardware_address(namespace: Namespace, device: str) -> str:
+    return str(json.loads(namespace.ip(f"-json link show {device}"))[0]["address"])
 
 
-def _set(name: str, value: str) -> None:
-    Path("/proc/sys", name).write_text(value)
+def _introduce(namespace: Namespace, device: str, neighbour: str, hardware_address: str) -> None:
+    namespace.ip(f"neigh replace {neighbour} lladdr {hardware_address} dev {device} nud permanent")
 
 
 @contextmanager
 def enforced_pair(directory: Path, subnet: int, rules: int) -> Iterator[Pair]:
     """A pair of hosts, agents running, enforcing a first commit of so many rules. Leaves nothing behind."""
-    with (
-        quiet_wire(subnet) as joined,
-        pin_directory() as left_pins,
-        pin_directory() as right_pins,
-        cgroup_subtree() as left_cgroup,
-        cgroup_subtree() as right_cgroup,
-    ):
-        repository = Repository(directory / "policy", joined.left_address4, joined.right_address4)
+    with quiet_wires(subnet, DEVICES) as wires, ExitStack() as stack:
+        lefts = {one.device: one.left_address4 for one in wires}
+        rights = {one.device: one.right_address4 for one in wires}
+        repository = Repository(directory / "policy", tuple(lefts.values()), tuple(rights.values()))
         repository.create(rules)
-        left = Host("left", joined.left, joined.left_address4, left_cgroup, left_pins, directory / "left", repository)
-        right = Host(
-            "right", joined.right, joined.right_address4, right_cgroup, right_pins, directory / "right", repository
-        )
-        pair = Pair(left, right, repository)
-        try:
-            for host in pair:
-                host.prepare()
-                host.start()
-            yield pair
-        finally:
-            for host in pair:
-                host.stop()
+        hosts = []
+        for name, namespace, addresses in (("left", wires[0].left, lefts), ("right", wires[0].right, rights)):
+            pins, cgroup = stack.enter_context(pin_directory()), stack.enter_context(cgroup_subtree())
+            host = Host(name, namespace, addresses, cgroup, pins, directory / name, repository)
+            stack.callback(host.stop)
+            host.prepare()
+            host.start()
+            hosts.append(host)
+        yield Pair(*hosts, repository)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import traffic
 from figures import Figure, at_most, context, median, percentile, spread
-from hosts import DEVICE, Host, Pair
+from hosts import DEVICES, Pair
 from meter import HookMeter, Runs, counting, hook_meters, refused_by_policy, runs
 from repository import PORT_CUT
 from traffic import Session, Traffic
@@ -55,8 +55,8 @@ def counted(program: Traffic, pair: Pair) -> Iterator[Counted]:
     """Have the kernel count, with an empty program before each of ours."""
     with (
         counting(),
-        hook_meters("client", pair.left.namespace, DEVICE, pair.left.pins) as left,
-        hook_meters("server", pair.right.namespace, DEVICE, pair.right.pins) as right,
+        hook_meters("client", pair.left.namespace, DEVICES[0], pair.left.pins) as left,
+        hook_meters("server", pair.right.namespace, DEVICES[0], pair.right.pins) as right,
     ):
         yield Counted(program, pair, left, right)
 

@@ -39,11 +39,11 @@ _GIT_ENVIRONMENT = {
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """A work tree and its repository; `left` is the client's address, `right` the server's."""
+    """A work tree and its repository; `left` are the client's addresses, `right` the server's."""
 
     path: Path
-    left: str
-    right: str
+    left: tuple[str, ...]
+    right: tuple[str, ...]
 
     def create(self, rules: int) -> None:
         """Initialise, with a first commit of that many rules."""
@@ -52,8 +52,11 @@ class Repository:
         self.write(rules)
         self.commit()
 
-    def write(self, rules: int, *, withdraw: bool = False, odd_port: int = 0) -> None:
-        """Make the work tree hold `rules` rules. `odd_port` is one more port of one rule: a one-line change."""
+    def write(self, rules: int, *, withdraw: bool = False, odd_port: int = 0, first_port: int = 10000) -> None:
+        """Make the work tree hold `rules` rules. `odd_port` is one more port of one rule: a one-line change.
+
+        Another `first_port` makes every line but a few another one.
+        """
         for name in ("filler", "bench.yaml"):
             target = self.path / name
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
@@ -61,7 +64,7 @@ class Repository:
         (self.path / "bench.yaml").write_text(self._traffic(withdraw, odd_port))
         (self.path / "filler").mkdir()
         for number, first in enumerate(range(2, rules, _RULES_PER_FILE)):
-            text = _filler(number, min(_RULES_PER_FILE, rules - first))
+            text = _filler(number, min(_RULES_PER_FILE, rules - first), first_port)
             (self.path / "filler" / f"filler-{number:03}.yaml").write_text(text)
 
     def commit(self) -> str:
@@ -87,7 +90,7 @@ class Repository:
             + "workloads:\n"
             + "  client: {match: {cgroup: /client}}\n"
             + "  server: {match: {cgroup: /server}}\n"
-            + f"externals:\n  left: {{cidr: [{self.left}/32]}}\n  right: {{cidr: [{self.right}/32]}}\n"
+            + f"externals:\n  left: {{cidr: [{', '.join(self.left)}]}}\n  right: {{cidr: [{', '.join(self.right)}]}}\n"
             + "allow:\n"
             + f"  - {{name: out, from: client, to: right, ports: [{out}]}}\n"
             + f"  - {{name: in, from: left, to: server, ports: [{into}]}}\n"
@@ -104,7 +107,7 @@ class Repository:
         return done.stdout.strip()
 
 
-def _filler(number: int, rules: int) -> str:
+def _filler(number: int, rules: int, first_port: int) -> str:
     """Rules of one file: every one of its peers may reach one port after the other."""
     peers = [
         f"  peer-{peer}: {{cidr: [100.{64 + number // 256}.{number % 256}.{peer}/32]}}\n"
@@ -112,7 +115,7 @@ def _filler(number: int, rules: int) -> str:
     ]
     allows = [
         f"  - {{name: rule-{rule}, from: peer-{rule % _PEERS_PER_FILE}, to: bench/server, "
-        f"ports: [{10000 + rule // _PEERS_PER_FILE}]}}\n"
+        f"ports: [{first_port + rule // _PEERS_PER_FILE}]}}\n"
         for rule in range(rules)
     ]
     return _POLICY % f"filler-{number}" + "externals:\n" + "".join(peers) + "allow:\n" + "".join(allows)

@@ -58,13 +58,10 @@ class Session:
 
 
 def build(directory: Path) -> Traffic:
-    """Compile. The last CPU is the traffic's; everything else of the benchmark stays off it, where there are several."""
+    """Compile, for the last CPU of those that we may use."""
     program = directory / "traffic"
     subprocess.run(["gcc", "-O2", "-Wall", "-Wextra", "-o", str(program), str(_SOURCE)], check=True)
-    cpus = sorted(os.sched_getaffinity(0))
-    if len(cpus) > 1:
-        os.sched_setaffinity(0, cpus[:-1])
-    return Traffic(program, cpus[-1])
+    return Traffic(program, max(os.sched_getaffinity(0)))
 
 
 @contextmanager

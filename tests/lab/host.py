@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from lab import puppet
+from lab.policies import repository
 from lab.puppet import Puppet
 
 from bulkhead.control import client
@@ -51,6 +52,8 @@ class Host:
         self.netns = f"bh-{self.tag}"[-60:]
         self.prefer = prefer
         self.agent: subprocess.Popen[bytes] | None = None
+        self.far: Host | None = None
+        """The machine at the other end of eth0, where a test has set one up."""
         self._given_netns = netns
         self._programs: list[subprocess.Popen[Any]] = []
 
@@ -93,6 +96,14 @@ class Host:
         _run(*git, "add", "-A")
         _run(*git, "commit", "-q", "--allow-empty", "-m", message)
         return _run(*git, "rev-parse", "HEAD").strip()
+
+    def enforce(self, text: str, hosts: str = "observe", default: str = "enforce") -> str:
+        """Commit one policy and wait until it is in force; the commit's id. Raises RuntimeError when it is refused."""
+        commit = self.commit({"bulkhead.yaml": repository(hosts, default), "t.yaml": text})
+        refused = self.wait_for_commit(commit)["policy"]["error"]
+        if refused:
+            raise RuntimeError(f"the policy was refused: {refused}")
+        return commit
 
     # Agent
 

@@ -257,6 +257,37 @@ def _echo_request(is_six: bool, identifier: int) -> bytes:
     return head[:2] + struct.pack(">H", checksum) + head[4:]
 
 
+def attempt(one: socket.socket, data: bytes = b"", address: tuple[str, int] | None = None) -> str:
+    """Send, or without data receive; the name of the exception, or `ok`."""
+    try:
+        if address is not None:
+            one.sendto(data, address)
+        else:
+            one.recv(1 << 16)
+    except OSError as error:
+        return type(error).__name__
+    return "ok"
+
+
+def sniff() -> None:
+    """Look at every packet that reaches this machine from here on: `sniffed` lists them."""
+    one = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))
+    one.setblocking(False)
+    _held["wire"] = one
+
+
+def sniffed() -> list[str]:
+    """The IP packets that came since `sniff`, in hexadecimal, neighbour discovery left out."""
+    found: list[str] = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            data, (_, protocol, kind, *_) = _held["wire"].recvfrom(1 << 16)
+            is_ours = kind == socket.PACKET_OUTGOING or protocol not in (0x0800, 0x86DD)
+            if not is_ours and not (protocol == 0x86DD and data[6] in (0, 58)):
+                found.append(data.hex())
+    return found
+
+
 def set_ids(uid: int, gid: int) -> None:
     """Become another user."""
     os.setegid(gid)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import SupportsBytes, TypeVar
 
 from bulkhead.abi import Bucket, ControlKind, Direction, DropReason, SockState, Verdict
 from bulkhead.dataplane import bundle as bundles
@@ -23,6 +24,8 @@ trustDomain: example.org
 defaults: {mode: enforce}
 hosts: {mode: enforce}
 """
+
+K = TypeVar("K")
 
 Refusal = tuple[DropReason, Direction, bool]
 """Reason, direction, and whether it only would have been refused."""
@@ -52,24 +55,24 @@ class Bench:
         self.judge = judge
         self.enforced = enforced
 
-    def arrives(self, frame: object, entry: Entry = Entry.INGRESS, times: int = 1, tc_index: int = 0) -> Outcome:
+    def arrives(self, frame: SupportsBytes, entry: Entry = Entry.INGRESS, times: int = 1, tc_index: int = 0) -> Outcome:
         """A packet comes in."""
-        return self._counting(lambda: self.judge.receive(bytes_of(frame), entry, times, tc_index))
+        return self._counting(lambda: self.judge.receive(bytes(frame), entry, times, tc_index))
 
     def leaves(
         self,
-        frame: object,
+        frame: SupportsBytes,
         sender: Endpoint | SockState | None = None,
         entry: Entry = Entry.EGRESS,
         times: int = 1,
     ) -> Outcome:
         """A packet of a socket goes out; the sender is not attested unless it is given."""
         state = sender if isinstance(sender, SockState) else self.judge.sender(sender)
-        return self._counting(lambda: self.judge.send(bytes_of(frame), state, entry, times))
+        return self._counting(lambda: self.judge.send(bytes(frame), state, entry, times))
 
-    def leaves_ownerless(self, frame: object, ingress_ifindex: int = 0, times: int = 1) -> Outcome:
+    def leaves_ownerless(self, frame: SupportsBytes, ingress_ifindex: int = 0, times: int = 1) -> Outcome:
         """A packet that no socket sent goes out."""
-        return self._counting(lambda: self.judge.send_ownerless(bytes_of(frame), ingress_ifindex, repeat=times))
+        return self._counting(lambda: self.judge.send_ownerless(bytes(frame), ingress_ifindex, repeat=times))
 
     def _counting(self, run: Callable[[], Ruling]) -> Outcome:
         refusals, controls, hits = self.refusals(), self.controls(), self.hits()
@@ -142,10 +145,5 @@ def passed_as(outcome: Outcome, kind: ControlKind, times: int = 1) -> None:
     assert outcome.controls == {kind: times}
 
 
-def bytes_of(frame: object) -> bytes:
-    """A crafted packet as bytes, at least an Ethernet header and no more padding than it has."""
-    return bytes(frame) if isinstance(frame, bytes | bytearray) else frame.__bytes__()  # type: ignore[attr-defined]
-
-
-def _more(before: Mapping, after: Mapping) -> dict:  # type: ignore[type-arg]
+def _more(before: Mapping[K, int], after: Mapping[K, int]) -> dict[K, int]:
     return {key: after[key] - before[key] for key in after if after[key] != before[key]}

@@ -83,8 +83,12 @@ def run(arguments: Sequence[str]) -> int:
     """Runs a command line; returns its exit code."""
     color = "--no-color" not in arguments
     try:
-        found = cli.main(list(arguments), prog_name="bulkhead", standalone_mode=False)
+        # Not `cli.main`: it ends the process itself when the reader of a pipe has gone.
+        with cli.make_context("bulkhead", list(arguments)) as context:
+            found = cli.invoke(context)
         sys.stdout.flush()
+    except click.exceptions.Exit as stop:
+        return int(stop.exit_code)
     except click.ClickException as error:
         error.show()
         return int(error.exit_code)

@@ -37,10 +37,14 @@ def console(view: View) -> Console:
 
 
 def show(view: View, *parts: RenderableType) -> None:
-    """Writes tables and texts."""
+    """Writes tables and texts, without the blanks that fill a line up."""
     out = console(view)
-    for part in parts:
-        out.print(part, crop=False)
+    with out.capture() as captured:
+        for part in parts:
+            out.print(part, crop=False)
+    lines = captured.get().splitlines()
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in lines))
+    sys.stdout.flush()
 
 
 def show_json(kind: str, data: object) -> None:

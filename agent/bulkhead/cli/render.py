@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bulkhead.cli.output import cell, safe
+from bulkhead.cli.output import cell, safe, safe_lines
 from bulkhead.observe.explain import port_text
 from bulkhead.observe.names import short
 
@@ -17,7 +17,6 @@ Json = Mapping[str, Any]
 
 STYLES: Final = {"deny": "red", "would-deny": "yellow", "allow": "green"}
 _STEPS: Final = ((60, 1, "s"), (3600, 60, "m"), (86400, 3600, "h"), (float("inf"), 86400, "d"))
-_SHARED_NAMES: Final = ("host", "world", "unknown", "ambiguous")
 
 
 def table(*headers: str, numbers: Sequence[str] = ()) -> Table:
@@ -88,7 +87,7 @@ def source(record: Json) -> str:
     name = short(record["source"])
     if record["direction"] == "egress":
         return _with(name, record["comm"])
-    return _with(name, "" if name not in _SHARED_NAMES and record["source_spiffe_id"] else record["source_address"])
+    return _with(name, "" if record["source_spiffe_id"] else record["source_address"])
 
 
 def destination(record: Json) -> str:
@@ -203,7 +202,9 @@ def status(answer: Json, now: float) -> tuple[RenderableType, ...]:
         ("", _policy_error(answer["policy"], now)),
         ("kernel", _kernel(answer)),
         ("hooks", f"{kernel['mechanism']} on {_devices(kernel['devices'])}; {kernel['cgroup']}"),
+        ("", _hook_errors(kernel)),
         ("workloads", f"{modes['enforce']} enforce, {modes['observe']} observe; host in {answer['host_mode']}"),
+        ("", cell("observe only: nothing is dropped", "yellow") if answer.get("observe_only") else ""),
         ("attested", _attested(answer["attested"])),
         ("verdicts", _totals(totals)),
         ("adopted", str(answer["adoption"])),
@@ -223,12 +224,18 @@ def _policy_error(policy: Json, now: float) -> Text:
     if policy["ok"]:
         return Text()
     since = f" since {age(policy['error_since'], now)}" if policy["error_since"] else ""
-    return cell(f"REFUSED{since}, the last good one stays in force: {policy['error']}", "red")
+    # A refusal is several lines, with the author's line and a caret below it.
+    return Text(safe_lines(f"REFUSED{since}, the last good one stays in force\n{policy['error']}"), style="red")
 
 
 def _kernel(answer: Json) -> Text:
     equal = bool(answer["git_equals_kernel"])
     return cell("equals git" if equal else "DIFFERS from git", "green" if equal else "red")
+
+
+def _hook_errors(kernel: Json) -> Text:
+    errors = kernel.get("errors", {})
+    return cell("; ".join(f"{name}: {error}" for name, error in errors.items()), "red")
 
 
 def _devices(devices: Sequence[Json]) -> str:

@@ -14,6 +14,7 @@ from bulkhead.daemon.counters import Counters
 from bulkhead.daemon.enforcer import Enforcer
 from bulkhead.identity import processes
 from bulkhead.identity.selectors import Identified, unit_of
+from bulkhead.observe.flows import FlowLog
 from bulkhead.policy import model
 
 Json = dict[str, Any]
@@ -45,8 +46,9 @@ class PolicyState:
 class Answers:
     """Answers from the enforcer's state, read when asked."""
 
-    def __init__(self, enforcer: Enforcer, policy: PolicyState) -> None:
+    def __init__(self, enforcer: Enforcer, policy: PolicyState, flows: FlowLog) -> None:
         self._enforcer = enforcer
+        self._flows = flows
         self._policy = policy
         self._started = time.time()
         self.counters = Counters(enforcer.maps)
@@ -62,6 +64,13 @@ class Answers:
             sums[refusal.verdict] += refusal.total
         sums["allow"] = sum(self.counters.hits(dict(self._enforcer.hits.items())).values())
         return dict(sums)
+
+    def last_hits(self) -> dict[str, float]:
+        """When each rule was last seen to allow something, in Unix seconds. From events, which are samples."""
+        latest: dict[str, float] = {}
+        for record in self._flows.records(lambda record: record.verdict == "allow" and bool(record.rule)):
+            latest[record.rule] = max(latest.get(record.rule, 0.0), record.last_seen)
+        return latest
 
     def modes(self) -> dict[str, int]:
         """How many workloads of this host are in each mode."""
@@ -136,7 +145,7 @@ class Answers:
         """The rules as the kernel holds them."""
         enforcer, bundle = self._enforcer, self._enforcer.bundle
         in_kernel = Counter(PolicyEntry.from_buffer_copy(value).rule_id for _, value in enforcer.maps.entries("policy"))
-        hits = self.counters.hits(dict(enforcer.hits.items()))
+        hits, last_hits = self.counters.hits(dict(enforcer.hits.items())), self.last_hits()
         rules = [
             {
                 "rule_id": int(info.rule_id),
@@ -146,7 +155,7 @@ class Answers:
                 "to": info.destination,
                 "ports": info.ports,
                 "hits": hits.get(info.name, 0),
-                "last_hit": None,
+                "last_hit": last_hits.get(info.name),
                 "source": info.loc.short,
                 "entries": in_kernel[info.rule_id],
                 "expires": info.expires,

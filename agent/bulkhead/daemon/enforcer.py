@@ -9,6 +9,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -32,10 +33,10 @@ from bulkhead.identity.cgroups import CgroupTree
 from bulkhead.identity.users import Users
 from bulkhead.kernel import generation, sockets
 from bulkhead.kernel.attach import Attachments, Programs
-from bulkhead.kernel.attestation import Attestation, make_plan, survey
+from bulkhead.kernel.attestation import Attestation, Plan, make_plan, survey
 from bulkhead.kernel.devices import DeviceAdded, DeviceRemoved, DeviceWatcher, Resync
 from bulkhead.kernel.diag import SocketDiag
-from bulkhead.kernel.maps import KernelMaps
+from bulkhead.kernel.maps import KernelMaps, Staged
 from bulkhead.kernel.ringbuf import RingBuffer
 from bulkhead.policy.model import Mode, PolicySet
 
@@ -52,6 +53,17 @@ def empty_bundle(host: str) -> bytes:
     """What is in force before any policy: nothing is allowed, nothing is dropped."""
     nothing = PolicySet(commit="", trust_domain="none.invalid", host_mode=Mode.OBSERVE)
     return bundles.pack(compile_commit(nothing, host, datetime.now(UTC)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """A bundle on its way into force."""
+
+    packed: bytes
+    bundle: Bundle
+    plan: Plan
+    slots: dict[str, int]
+    staged: Staged
 
 
 class Enforcer:
@@ -129,6 +141,19 @@ class Enforcer:
 
     def enforce(self, packed: bytes) -> int:
         """Switch to a bundle, in one step, and return the generation; on any error the old one stays in force."""
+        change = self._prepare(packed)
+        self.maps.hang(change.staged)
+        return self._finish(change)
+
+    async def enforce_soon(self, packed: bytes) -> int:
+        """As `enforce`, with events heard while the kernel waits for packets that still read the old generation."""
+        change = self._prepare(packed)
+        await asyncio.to_thread(self.maps.hang, change.staged)
+        generation = self._finish(change)
+        self.attestation.rescan()  # control groups that appeared meanwhile have an entry in the old generation only
+        return generation
+
+    def _prepare(self, packed: bytes) -> _Change:
         fresh = bundles.read(packed)
         if fresh.host not in (None, self.settings.host):
             raise KernelError(f"the bundle is for the host `{fresh.host}`")
@@ -136,15 +161,21 @@ class Enforcer:
         self.attestation.name_executables(plan.executables)
         slots = self.hits.assign(info.name for info in fresh.rules())
         tables = generation.tables(fresh, plan, survey(plan, self.tree), slots)
-        generation.zero_hits(self.maps, self.hits.keep(slots))
-        self.generation = self.maps.switch(tables)
-        self.attestation.adopt_plan(plan)
-        self.bundle = fresh
-        _write_file(self.settings.saved_bundle, packed)
-        _append_line(
-            self.settings.generations,
-            {"generation": self.generation, "commit": fresh.commit, "digest": fresh.digest, "at": time.time()},
-        )
+        return _Change(packed, fresh, plan, slots, self.maps.stage(tables))
+
+    def _finish(self, change: _Change) -> int:
+        self.generation = self.maps.adopt(change.staged)
+        generation.zero_hits(self.maps, self.hits.keep(change.slots))
+        self.attestation.adopt_plan(change.plan)
+        self.bundle = change.bundle
+        _write_file(self.settings.saved_bundle, change.packed)
+        record = {
+            "generation": self.generation,
+            "commit": change.bundle.commit,
+            "digest": change.bundle.digest,
+            "at": time.time(),
+        }
+        _append_line(self.settings.generations, record)
         return self.generation
 
     # Events

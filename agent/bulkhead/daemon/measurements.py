@@ -26,6 +26,7 @@ def measure(answers: Answers, namer: Namer, enforcer: Enforcer, policy: PolicySt
         edges=_by_name(counters.edges(), namer),
         names={*(info.qualified for info in workloads), *_externals(enforcer), *(str(entity) for entity in Entity)},
         rule_hits={_split(info.name): hits.get(info.name, 0) for info in rules},
+        rule_last_hits={_split(name): at for name, at in answers.last_hits().items()},
         events_lost=counters.losses(),
         commit=bundle.commit if bundle else "",
         generation=enforcer.generation,

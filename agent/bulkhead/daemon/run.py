@@ -8,6 +8,7 @@ have been attested.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import os
 import shutil
@@ -20,12 +21,12 @@ from functools import partial
 from typing import Any, Final
 
 import sdnotify
-from bulkhead.control.server import Server
-from bulkhead.daemon.measurements import measure
 
 from bulkhead.config import Settings
+from bulkhead.control.server import Server
 from bulkhead.daemon.answers import Answers, PolicyState
 from bulkhead.daemon.enforcer import EVENT_POLL_S, Enforcer, empty_bundle
+from bulkhead.daemon.measurements import measure
 from bulkhead.daemon.worker import PolicyWorker, Report
 from bulkhead.errors import BulkheadError, RefusedError, UsageError
 from bulkhead.identity import processes
@@ -100,7 +101,7 @@ class Agent:
         except BaseException:
             await self.worker.stop()
             raise
-        self.answers = Answers(self.enforcer, self.policy)
+        self.answers = Answers(self.enforcer, self.policy, self.flows)
         try:
             await self._start(loop)
             await self._serve()
@@ -132,7 +133,7 @@ class Agent:
             await self._first_policy()
         enforcer.watch(loop)
         self._started = True
-        self._apply_pending()
+        await self._apply_pending()
         enforcer.attach_devices()
 
     async def _first_policy(self) -> None:
@@ -141,15 +142,15 @@ class Agent:
             await asyncio.wait_for(self._first_report.wait(), _FIRST_POLICY_S)
         except TimeoutError:
             self.policy.refused("", "no policy has been read yet")
-        self._apply_pending()
+        await self._apply_pending()
         if not self.enforcer.maps.control().generation:
             self.enforcer.enforce(empty_bundle(self.settings.host))
             self._in_force()
 
-    def _apply_pending(self) -> None:
+    async def _apply_pending(self) -> None:
         reports, self._pending = self._pending, []
         for report in reports:
-            self._apply(report)
+            await self._apply(report)
 
     # Policy
 
@@ -158,17 +159,17 @@ class Agent:
             self._pending.append(report)
             self._first_report.set()
             return
-        self._apply(report)
+        await self._apply(report)
 
-    def _apply(self, report: Report) -> None:
+    async def _apply(self, report: Report) -> None:
         """Switch to what was compiled, or keep what is in force and say why."""
         if report.error:
             self._refuse(report.commit, report.error)
             return
+        started = time.monotonic()
         try:
-            started = time.monotonic()
             if not self.enforcer.holds(report.bundle):
-                self.enforcer.enforce(report.bundle)
+                await self.enforcer.enforce_soon(report.bundle)
                 self._in_force()
                 took_ms = (time.monotonic() - started) * 1000
                 log.info(
@@ -197,18 +198,23 @@ class Agent:
         async with AsyncExitStack() as stack:
             server = Server(self.settings.control_socket, self._reads(), self._changes(), {"watch": self._watch})
             await stack.enter_async_context(server)
-            if self.settings.metrics_port:
-                measured = partial(measure, self.answers, self.namer, self.enforcer, self.policy)
-                collector = metrics.BulkheadCollector(measured)
-                runner = await metrics.serve(collector, self.settings.metrics_host, self.settings.metrics_port)
-                stack.push_async_callback(runner.cleanup)
             for task in (self._poll_events(), self._feed_watchdog()):
                 stack.callback(asyncio.create_task(task).cancel)
             self._notifier.notify(f"READY=1\nSTATUS=generation {self.enforcer.generation}")
             log.info("ready host=%s generation=%d", self.settings.host, self.enforcer.generation)
+            if self.settings.metrics_port:
+                await self._serve_metrics(stack)
             await self._stopping.wait()
             self._notifier.notify("STOPPING=1")
             log.info("stopping; what is enforced stays in force")
+
+    async def _serve_metrics(self, stack: AsyncExitStack) -> None:
+        """After readiness, and imported in a thread: an HTTP server takes longer to import than policy to enforce."""
+        await asyncio.to_thread(importlib.import_module, "aiohttp.web")
+        measured = partial(measure, self.answers, self.namer, self.enforcer, self.policy)
+        collector = metrics.BulkheadCollector(measured)
+        runner = await metrics.serve(collector, self.settings.metrics_host, self.settings.metrics_port)
+        stack.push_async_callback(runner.cleanup)
 
     async def _poll_events(self) -> None:
         while True:

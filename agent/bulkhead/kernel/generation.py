@@ -33,7 +33,7 @@ class HitSlots:
             self._slots = {str(name): int(slot) for name, slot in json.loads(path.read_text()).items()}
 
     def assign(self, names: Iterable[str]) -> dict[str, int]:
-        """Slots for exactly these rules; names that are gone give theirs back. Raises PolicyError when there are too many."""
+        """Slots for exactly these rules; names that are gone give theirs back. Raises PolicyError for too many."""
         wanted = list(names)
         if len(wanted) >= Capacity.HIT_SLOTS:
             text = f"{len(wanted)} rules are more than the {int(Capacity.HIT_SLOTS)} that the kernel's counters hold"

@@ -307,7 +307,7 @@ def _private_namespace() -> Iterator[Fd]:
 
 def _loaded(module: Any, name: str) -> Fd:
     try:
-        function = module.load_func(name, int(ProgramType.SCHED_CLS))
+        function = module.load_func(name.encode(), int(ProgramType.SCHED_CLS))
     except Exception as error:  # bcc raises the base class; the verifier has written its log to stderr
         raise KernelError(f"the kernel rejects the program `{name}`: {error}") from error
     return Fd(os.dup(function.fd))

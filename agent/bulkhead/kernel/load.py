@@ -43,7 +43,7 @@ def pinned_setting(pins: Path) -> Setting | None:
 
 
 def is_current(pins: Path) -> bool:
-    """Are all programs pinned, built from these very sources? Raises RefusedError when the pins are of a newer layout."""
+    """Are all programs pinned, from these very sources? Raises RefusedError when the pins are of a newer layout."""
     setting = pinned_setting(pins)
     if setting is None:
         return False
@@ -74,13 +74,12 @@ def compile_text(text: str) -> Any:
     Raises RefusedError with the compiler's complaint, which names the source file and line.
     """
     os.environ["BCC_KERNEL_SOURCE"] = str(source.directory())
-    os.environ["BCC_LINUX_VERSION_CODE"] = str(6 << 16 | 1 << 8)
     try:
         from bcc import BPF
     except ImportError as error:
         raise RefusedError("bcc is not installed (Debian: python3-bpfcc)") from error
     try:
-        return BPF(text=text, cflags=_COMPILER_FLAGS)
+        return BPF(text=text.encode(), cflags=_COMPILER_FLAGS)
     except Exception as error:  # bcc raises the base class; the compiler has written its complaint to stderr
         raise RefusedError(
             "the kernel programs do not compile or their maps cannot be made; see the lines above"
@@ -149,7 +148,7 @@ def main() -> None:
     try:
         load(Path(sys.argv[1]))
     except BulkheadError as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         sys.exit(int(error.exit_code))
 
 

@@ -5,7 +5,7 @@ slot, and then writes `control`, 8 bytes that the programs read once per packet.
 touched, except that control groups that appear are added to it.
 
 INVARIANT: between the write of `control` and the next reuse of the slot that became idle, every program that read the
-old generation has finished: replacing an inner map waits for them (`synchronize_rcu` in the kernel's map-in-map update).
+old generation has finished: replacing an inner map waits for them (`synchronize_rcu` in a map-in-map update).
 """
 
 from __future__ import annotations
@@ -110,6 +110,19 @@ class GenerationTables:
     flags: ControlFlag
 
 
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A generation that is built but not in force."""
+
+    control: Control
+    maps: dict[str, Map]
+
+
+def _close(opened: Mapping[str, Map]) -> None:
+    for one in opened.values():
+        one.close()
+
+
 class KernelMaps:
     """The pinned maps below one directory, opened. Close gives back descriptors; the pins stay."""
 
@@ -159,24 +172,39 @@ class KernelMaps:
 
         Raises KernelError when a map cannot be made or filled; then the generation in force is unchanged.
         """
-        generation = self.control().generation + 1
-        slot = (generation & 1).to_bytes(4, "little")
+        staged = self.stage(tables)
+        self.hang(staged)
+        return self.adopt(staged)
+
+    def stage(self, tables: GenerationTables) -> Staged:
+        """Build the maps of the next generation. Nothing is in force yet."""
         made: dict[str, Map] = {}
         try:
             for name in _SLOTTED:
                 made[name] = self._build(name, getattr(tables, name))
-            for name, inner in made.items():
+        except BaseException:
+            _close(made)
+            raise
+        return Staged(Control(generation=self.control().generation + 1, flags=int(tables.flags)), made)
+
+    def hang(self, staged: Staged) -> None:
+        """Hang staged maps into the idle slot and switch. Waits for the kernel several times; any thread may do it."""
+        generation = staged.control.generation
+        slot = (generation & 1).to_bytes(4, "little")
+        try:
+            for name, inner in staged.maps.items():
                 self._repin(name, generation & 1, inner)
                 self._outer[name].update(slot, inner.fd.fileno().to_bytes(4, "little"))
+            self._fixed["control"].update(_ZERO, bytes(staged.control))
         except BaseException:
-            for inner in made.values():
-                inner.close()
+            _close(staged.maps)
             raise
-        self._fixed["control"].update(_ZERO, bytes(Control(generation=generation, flags=int(tables.flags))))
-        for old in self._current.values():
-            old.close()
-        self._current = made
-        return generation
+
+    def adopt(self, staged: Staged) -> int:
+        """From now on `current` means the generation that was switched in; returns its number."""
+        old, self._current = self._current, staged.maps
+        _close(old)
+        return int(staged.control.generation)
 
     def _build(self, name: str, table: Table) -> Map:
         shape = _SLOTTED[name]
