@@ -46,9 +46,9 @@ format: $(STAMP) ## rewrite the Python files in house style
 bench: $(STAMP) ## measure what a packet and a connection cost (root)
 	$(PYTHON) bench/run.py
 
-run: $(STAMP) ## run the loader, then the agent in the foreground (root)
+run: $(STAMP) ## start the agent on this very host, watching only: it drops nothing (root)
 	.venv/bin/bulkhead loader
-	.venv/bin/bulkhead agent
+	.venv/bin/bulkhead agent --observe-only
 
 abi: $(STAMP) ## generate agent/bulkhead/abi.py from bpf/abi.h
 	$(PYTHON) tools/genabi.py

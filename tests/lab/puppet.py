@@ -146,7 +146,8 @@ def tcp(address: str, port: int, proto: int = 0, quiet_s: float = QUIET_S, mappe
 def tcp_fast_open(address: str, port: int) -> str:
     """As `tcp`, with the data in the SYN."""
     with _word() as said, socket.socket(family_of(address), socket.SOCK_STREAM) as one:
-        one.settimeout(QUIET_S)
+        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):  # not a Python timeout: it makes the call non-blocking
+            one.setsockopt(socket.SOL_SOCKET, option, struct.pack("=qq", 1, 0))
         one.sendto(b"x", socket.MSG_FASTOPEN, (address, port))
         if one.recv(9) != b"x":
             raise OSError(errno.EPIPE, "no echo")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -103,6 +102,8 @@ def run(arguments: Sequence[str]) -> int:
         return int(ExitCode.OK)
     except Exception as error:  # noqa: BLE001  the last resort: words for people, a traceback for those who ask
         if {"-v", "--verbose"} & set(arguments):
+            import traceback
+
             traceback.print_exc()
         complain(error, color)
         return int(ExitCode.UNREACHABLE)

@@ -223,7 +223,8 @@ class Enforcer:
     def _lifecycle_event(self, raw: bytes) -> None:
         event = LifecycleEvent.from_buffer_copy(raw)
         if event.kind == LifecycleKind.EXEC:
-            self.attestation.executable_seen(raw[_EXECUTABLE_OFFSET : _EXECUTABLE_OFFSET + _EXECUTABLE_SIZE])
+            key = raw[_EXECUTABLE_OFFSET : _EXECUTABLE_OFFSET + _EXECUTABLE_SIZE]
+            self.attestation.executable_seen(key, event.tgid)
             if self.bundle is not None and self.bundle.executables:
                 self._restamp(event.tgid)
             return

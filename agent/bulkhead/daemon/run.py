@@ -29,7 +29,6 @@ from bulkhead.daemon.enforcer import EVENT_POLL_S, Enforcer, empty_bundle
 from bulkhead.daemon.measurements import measure
 from bulkhead.daemon.worker import PolicyWorker, Report
 from bulkhead.errors import BulkheadError, RefusedError, UsageError
-from bulkhead.identity import processes
 from bulkhead.identity.selectors import unit_of
 from bulkhead.kernel import attach, netns
 from bulkhead.kernel.generation import boot_offset_s
@@ -288,8 +287,9 @@ class Agent:
     def _process(self, sighting: flows.Sighting) -> flows.Process | None:
         """What can still be told of an event's process; its control group is known even when it is gone."""
         path = self.enforcer.attestation.path_of(sighting.cgroup_id) or ""
-        executable = processes.executable_of(sighting.pid) if sighting.pid else None
-        exe = executable.path if executable is not None else ""
+        exe = self.enforcer.attestation.executable_path(
+            sighting.exe_inode, sighting.exe_device, sighting.exe_generation
+        )
         return flows.Process(exe, unit_of(path) or "" if path else "", path)
 
     def _save_flows(self) -> None:

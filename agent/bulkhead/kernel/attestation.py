@@ -6,8 +6,10 @@ attested, match nothing; the window between the event and the entry is therefore
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 from bulkhead.abi import ExecutableKey as KernelKey
 from bulkhead.abi import Mode
@@ -15,12 +17,15 @@ from bulkhead.dataplane.bundle import Bundle
 from bulkhead.dataplane.subjects import Answers, ViewEntries, executable_id, view_entries
 from bulkhead.errors import KernelError
 from bulkhead.identity.cgroups import CgroupTree
-from bulkhead.identity.processes import ExecutableKey, Process, executable_at
+from bulkhead.identity.processes import ExecutableKey, Process, executable_at, executable_of
 from bulkhead.identity.selectors import Ambiguous, CgroupView, Narrower
 from bulkhead.identity.users import Users
 from bulkhead.kernel.libbpf import Map
 from bulkhead.kernel.maps import KernelMaps, Table
 from bulkhead.policy import model
+
+_PATHS_KEPT: Final = 8192
+"""Executables whose path is remembered for reports after their processes have ended."""
 
 
 @dataclass(slots=True)
@@ -84,6 +89,7 @@ class Attestation:
         self._maps = maps
         self._tree = tree
         self._named: dict[bytes, int] = {}
+        self._paths: OrderedDict[bytes, str] = OrderedDict()
         self.plan: Plan | None = None
 
     def path_of(self, cgroup_id: int) -> str | None:
@@ -143,8 +149,21 @@ class Attestation:
         for key, number in self._named.items():
             executables.update(key, number.to_bytes(4, "little"))
 
-    def executable_seen(self, key: bytes) -> None:
+    def executable_path(self, inode: int, device: int, generation: int) -> str:
+        """Where an executable was when it was last seen to run; empty when it never was. For reports only."""
+        return self._paths.get(bytes(KernelKey(inode=inode, device=device, generation=generation)), "")
+
+    def _remember_path(self, key: bytes, path: str) -> None:
+        self._paths[key] = path
+        self._paths.move_to_end(key)
+        if len(self._paths) > _PATHS_KEPT:
+            self._paths.popitem(last=False)
+
+    def executable_seen(self, key: bytes, pid: int) -> None:
         """Attest an executable that runs. The file, not the process, is asked: a process could change its tale."""
+        running = executable_of(pid)
+        if running is not None and running.key is not None and kernel_key(running.key) == key:
+            self._remember_path(key, running.path)
         number = self._named.get(key)
         if number is None and self.plan is not None:
             self.name_executables(self.plan.executables)  # a package upgrade puts a new file in place
@@ -153,7 +172,12 @@ class Attestation:
 
     def executables_running(self, processes: Iterable[Process]) -> int:
         """Attest what runs already; returns how many different files."""
-        keys = {kernel_key(p.executable.key) for p in processes if p.executable is not None and p.executable.key}
+        keys: set[bytes] = set()
+        for process in processes:
+            if process.executable is not None and process.executable.key is not None:
+                key = kernel_key(process.executable.key)
+                keys.add(key)
+                self._remember_path(key, process.executable.path)
         executables = self._maps.fixed("executables")
         for key in keys:
             self._attest(executables, key, self._named.get(key, 0))

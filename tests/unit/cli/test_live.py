@@ -73,6 +73,8 @@ def test_status_says_that_a_commit_was_refused_and_exits_with_one(ran: Ran) -> N
 def test_status_says_what_is_not_as_it_should_be(ran: Ran) -> None:
     answer = fake_agent.status(NOW, git_equals_kernel=False, lost={**LOST, "event-ring": 3})
     answer["kernel"]["devices"][1]["egress"] = False
+    answer["kernel"]["errors"] = {"eth0": "another program is in the way"}
+    answer["observe_only"] = True
     answer["maps"]["edges"]["entries"] = 4000
     answer["attested"]["ambiguous"] = [{"cgroup": "/x", "workloads": ["a", "b"]}]
     code, out, _ = ran(FakeAgent({"status": answer}), "status")
@@ -80,6 +82,8 @@ def test_status_says_what_is_not_as_it_should_be(ran: Ran) -> None:
     for said in (
         "DIFFERS from git",
         "eth0 (NO egress)",
+        "eth0: another program",
+        "observe only",
         "3 event-ring lost",
         "nearly full: edges 98%",
         "ambiguous: /x",
