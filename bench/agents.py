@@ -128,9 +128,19 @@ def _appearing(host: Host) -> list[Figure]:
     cgroups_ms = [1000 * took for took in _new_cgroups(host)]
     executables_ms = [1000 * took for took in _new_executables(host)]
     return [
-        at_most(name, percentile(times_ms, 0.99), "ms", 10, f"{method}; median {median(times_ms):.2f}, worst {max(times_ms):.2f}")
+        at_most(
+            name,
+            percentile(times_ms, 0.99),
+            "ms",
+            10,
+            f"{method}; median {median(times_ms):.2f}, worst {max(times_ms):.2f}",
+        )
         for name, times_ms, method in (
-            ("new control group to identified, p99", cgroups_ms, f"{_CGROUPS} times from before mkdir to its entry in the map"),
+            (
+                "new control group to identified, p99",
+                cgroups_ms,
+                f"{_CGROUPS} times from before mkdir to its entry in the map",
+            ),
             (
                 "new process to identified, p99",
                 executables_ms,

@@ -60,6 +60,11 @@ def _enable_stats() -> int:
     return number
 
 
+def empty_program() -> Fd:
+    """A classifier that lets every packet go on to the next one."""
+    return libbpf.prog_load(ProgramType.SCHED_CLS, "bench_empty", _EMPTY)
+
+
 @dataclass(frozen=True, slots=True)
 class HookMeter:
     """Our program on one hook of one device, and the empty one that sees every packet just before it."""
@@ -83,7 +88,7 @@ def hook_meters(name: str, namespace: Namespace, device: str, pins: Path) -> Ite
         for direction, hook in HOOKS.items():
             word = direction.name.lower()
             ours = stack.enter_context(libbpf.obj_get(pins / "programs" / f"tc_{word}"))
-            empty = stack.enter_context(libbpf.prog_load(ProgramType.SCHED_CLS, "bench_empty", _EMPTY))
+            empty = stack.enter_context(empty_program())
             with namespace.entered():
                 stack.enter_context(libbpf.link_create(empty, index, hook, libbpf.BPF_F_BEFORE))
             meters[direction] = HookMeter(f"{name} {word}", ours, empty)

@@ -26,8 +26,8 @@ _REQUESTS = 200
 _BLOCKS = 8
 _RUNS = 20
 """Of each measure under each condition, in each block."""
-_STREAM_MS = 300
-_STREAM_BLOCKS = 12
+_STREAM_MS = 150
+_STREAM_RUNS = 4
 _NFT_ELEMENTS = 1000
 _SIOCETHTOOL = 0x8946
 _OFFLOADS = {"tso": 0x1F, "gso": 0x24, "gro": 0x2C}
@@ -124,7 +124,7 @@ def measure(program: Traffic, pair: Pair, subnet: int) -> list[Figure]:
         figures += _slower("connect-request-close, both ends enforced, 1,000 rules", requests, 5)
         for word, is_on, limit in (("on", True, 97), ("off", False, 93)):
             _set_offloads(course, is_on)
-            (streams,) = _blocks(course, (_stream,), _STREAM_BLOCKS, 1)
+            (streams,) = _blocks(course, (_stream,), _BLOCKS, _STREAM_RUNS)
             figures += _share(f"single-stream throughput, GSO {word}, both ends enforced", streams, limit)
         _set_offloads(course, True)
     return figures

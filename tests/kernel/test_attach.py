@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -25,9 +26,9 @@ from bulkhead.kernel.attach import (
     detach_all,
     tcx_is_available,
 )
+from bulkhead.kernel.clsact import Tc
 from bulkhead.kernel.devices import Device, Framing, list_devices
 from bulkhead.kernel.libbpf import AttachType, Fd
-from bulkhead.kernel.rtnetlink import Rtnetlink
 from lab.bpf import (
     TC_ACT_SHOT,
     TC_ACT_UNSPEC,
@@ -108,8 +109,8 @@ def _programs_on(device: Device, mechanism: Mechanism, direction: Direction = Di
     if mechanism == "tcx":
         hook = AttachType.TCX_INGRESS if direction is Direction.INGRESS else AttachType.TCX_EGRESS
         return len(libbpf.prog_query(device.index, hook).program_ids)
-    with Rtnetlink() as netlink:
-        return len(clsact.filters(netlink, device, direction))
+    with Tc() as tc:
+        return len(clsact.filters(tc, device, direction))
 
 
 def test_every_device_is_hooked_both_ways_and_first(pins: Path, namespace: Namespace, mechanism: Mechanism) -> None:
@@ -261,6 +262,60 @@ def test_a_filter_removed_by_hand_is_put_back(pins: Path, namespace: Namespace) 
         assert _loopback_carries_packets()
         assert set(made.sync_devices(list_devices())) == {"lo ingress", "lo egress"}
         assert not _loopback_carries_packets()
+
+
+def test_hooks_come_and_go_while_an_event_loop_runs(pins: Path, namespace: Namespace, mechanism: Mechanism) -> None:
+    async def run() -> None:
+        with attachments(pins, TC_ACT_SHOT, mechanism) as made:
+            assert made.attach_all(list_devices()) == ["lo egress", "lo ingress"]
+            assert _hooks(made) == {(mechanism, "lo", "ingress"), (mechanism, "lo", "egress")}
+            assert not _loopback_carries_packets()
+            made.detach_all()
+            assert _loopback_carries_packets()
+
+    asyncio.run(run())
+    assert "clsact" not in namespace.run("tc", "qdisc", "show")
+
+
+def test_hooking_by_tcx_does_without_pyroute2(
+    pins: Path, namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not tcx_is_available():
+        pytest.skip("this kernel has no tcx")
+    monkeypatch.setitem(sys.modules, "pyroute2", None)  # makes importing it fail
+    namespace.run("tc", "qdisc", "add", "dev", "lo", "clsact")
+    _add_foreign_filter(namespace, "ingress", preference=1)
+    with attachments(pins) as made:
+        made.attach_all(list_devices())
+        assert _hooks(made) == {("tcx", "lo", "ingress"), ("tcx", "lo", "egress")}
+        made.detach_all()
+
+
+def test_a_foreign_bpf_filter_in_our_place_is_not_taken_for_ours(pins: Path, namespace: Namespace) -> None:
+    namespace.run("tc", "qdisc", "add", "dev", "lo", "clsact")
+    with attachments(pins, prefer="clsact") as made, device_program(TC_ACT_UNSPEC) as program, Tc() as tc:
+        place = {"index": 1, "handle": 0xB0, "parent": 0xFFFFFFF2, "prio": clsact.PREFERENCE}
+        options = {"fd": program.fileno(), "name": "foreign", "direct_action": True}
+        tc.request("add", lambda route: route.tc("add-filter", "bpf", **place, **options))
+        assert made.report(list_devices()) == []
+        detach_all(pins / "links")
+    assert "foreign" in namespace.run("tc", "filter", "show", "dev", "lo", "ingress")
+
+
+def test_the_chain_is_listed_in_order_with_foreign_filters(pins: Path, namespace: Namespace) -> None:
+    namespace.run("tc", "qdisc", "add", "dev", "lo", "clsact")
+    _add_foreign_filter(namespace, "ingress", preference=9)
+    with attachments(pins, prefer="clsact") as made, Tc() as tc:
+        made.attach_all(list_devices())
+        chain = clsact.filters(tc, _by_name("lo"), Direction.INGRESS)
+        assert [f.is_ours for f in chain] == [True, *[False] * (len(chain) - 1)]
+        assert {(f.kind, f.preference) for f in chain} == {("bpf", 1), ("u32", 9)}
+
+
+def test_a_change_that_the_kernel_refuses_is_told_in_its_words(namespace: Namespace) -> None:
+    with Tc() as tc, pytest.raises(KernelError, match=r"^cannot try: No such .* \(cannot find .*\)$") as failure:
+        tc.request("try", lambda route: route.tc("del", "clsact", _by_name("lo").index))
+    assert failure.value.errno == errno.ENOENT
 
 
 def _add_foreign_filter(namespace: Namespace, hook: str, preference: int) -> None:

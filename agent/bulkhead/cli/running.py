@@ -11,7 +11,7 @@ from bulkhead.cli.options import View, view_options
 from bulkhead.cli.output import note, show_json
 from bulkhead.config import Settings
 from bulkhead.config import load as load_settings
-from bulkhead.errors import ExitCode, UsageError
+from bulkhead.errors import ExitCode, UnreachableError, UsageError
 
 _PATH = click.Path(path_type=Path)
 
@@ -80,6 +80,7 @@ def detach(view: View, config: Path | None, **options: Any) -> ExitCode:
     settings = _settings(click.get_current_context(), view, config, options)
     if os.geteuid() != 0:
         raise UsageError("detaching needs root")
+    _refuse_while_running(settings)
     from bulkhead.daemon.run import detach as take_down
 
     take_down(settings)
@@ -88,6 +89,17 @@ def detach(view: View, config: Path | None, **options: Any) -> ExitCode:
     else:
         note("detached: nothing is enforced")
     return ExitCode.OK
+
+
+def _refuse_while_running(settings: Settings) -> None:
+    """An agent that runs would put back what is taken away."""
+    from bulkhead.control import client
+
+    try:
+        status = client.call(settings.control_socket, "status")
+    except UnreachableError:
+        return
+    raise UsageError(f"an agent is running (pid {status.get('pid')}): stop it first")
 
 
 @click.command()

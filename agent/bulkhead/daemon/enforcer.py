@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import json
-import logging
 import socket
 import time
 from collections.abc import Callable
@@ -38,9 +37,11 @@ from bulkhead.kernel.devices import DeviceAdded, DeviceRemoved, DeviceWatcher, R
 from bulkhead.kernel.diag import SocketDiag
 from bulkhead.kernel.maps import KernelMaps, Staged
 from bulkhead.kernel.ringbuf import RingBuffer
+from bulkhead.observe.flows import address_text
+from bulkhead.observe.logs import Log
 from bulkhead.policy.model import Mode, PolicySet
 
-log = logging.getLogger(__name__)
+log = Log()
 
 EVENT_POLL_S: Final = 0.1
 """How often verdict events are read: waking a reader per event would cost more than judging the packet."""
@@ -104,11 +105,11 @@ class Enforcer:
     def stamp_sockets(self) -> None:
         """From here on every new socket is stamped; those that are there already are adopted."""
         for change in (*self.attachments.attach_tracepoints(), *self.attachments.attach_cgroup()):
-            log.info("attached %s", change)
+            log.info("attached", hook=change)
         found = processes.scan()
         self.executables = self.attestation.executables_running(found.processes)
         self.adoption = sockets.adopt(self.maps.fixed("sockets"), self.tree, found.processes)
-        log.info("existing sockets: %s", self.adoption)
+        log.info("existing sockets looked at", outcome=str(self.adoption))
 
     def restore(self) -> bool:
         """Put the last good policy in force again; False when there is none."""
@@ -117,14 +118,14 @@ class Enforcer:
         try:
             self.enforce(self.settings.saved_bundle.read_bytes())
         except BulkheadError as error:
-            log.error("the saved policy cannot be used: %s", error)
+            log.error("the saved policy cannot be used", cause=str(error))
             return False
         return True
 
     def attach_devices(self) -> None:
         """Hook every device. Raises KernelError when one cannot be hooked."""
         for change in self.attachments.sync_devices(self.watcher.devices()):
-            log.info("attached %s", change)
+            log.info("attached", hook=change)
 
     # Policy
 
@@ -204,7 +205,13 @@ class Enforcer:
     def _destroy(self, event: VerdictEvent) -> None:
         entry = self.diag.find(event.socket_cookie, socket.IPPROTO_TCP)
         if entry is not None and self.diag.destroy(entry.socket_id, socket.IPPROTO_TCP):
-            log.info("destroyed a socket of pid %d whose conversation policy no longer allows", event.tgid)
+            log.info(
+                "destroyed a socket whose conversation policy no longer allows",
+                pid=event.tgid,
+                comm=event.comm.decode(errors="replace"),
+                source=_endpoint(bytes(event.source), event.source_port),
+                destination=_endpoint(bytes(event.destination), event.destination_port),
+            )
 
     def read_lifecycle(self) -> None:
         """Attest what has appeared."""
@@ -241,7 +248,7 @@ class Enforcer:
     def _restamp(self, pid: int) -> None:
         report = sockets.restamp(self.maps.fixed("sockets"), self.tree, pid)
         if report.stamped:
-            log.info("sockets of a process that changed its workload are judged anew pid=%d: %s", pid, report)
+            log.info("a process changed its workload, its sockets are judged anew", pid=pid, outcome=str(report))
 
     def read_devices(self) -> None:
         """Hook what has appeared. A device that cannot be hooked is reported, and does not keep others from it."""
@@ -259,11 +266,16 @@ class Enforcer:
             changes = attach()
         except BulkheadError as error:
             self.hook_errors[name] = str(error)
-            log.error("cannot hook %s: %s", name, error)
+            log.error("cannot hook a device", device=name, cause=str(error))
             return
         self.hook_errors.pop(name, None)
         for change in changes:
-            log.info("attached %s", change)
+            log.info("attached", hook=change)
+
+
+def _endpoint(address: bytes, port: int) -> str:
+    text = address_text(address)
+    return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
 
 
 def _write_file(path: Path, content: bytes) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import logging
 import os
 import shutil
 import signal
@@ -39,7 +38,7 @@ from bulkhead.observe.names import GenerationNamer
 from bulkhead.observe.question import question_from_json
 from bulkhead.observe.tables import tables_of
 
-log = logging.getLogger(__name__)
+log = logs.Log()
 
 Json = dict[str, Any]
 _WATCHDOG_SHARE: Final = 3
@@ -170,13 +169,12 @@ class Agent:
             if not self.enforcer.holds(report.bundle):
                 await self.enforcer.enforce_soon(report.bundle)
                 self._in_force()
-                took_ms = (time.monotonic() - started) * 1000
                 log.info(
-                    "enforcing commit=%s generation=%d compile_ms=%.0f switch_ms=%.0f",
-                    report.commit[:7],
-                    self.enforcer.generation,
-                    report.took_ms,
-                    took_ms,
+                    "enforcing",
+                    commit=report.commit,
+                    generation=self.enforcer.generation,
+                    compile_ms=report.took_ms,
+                    switch_ms=round((time.monotonic() - started) * 1000, 1),
                 )
         except BulkheadError as error:
             self._refuse(report.commit, str(error))
@@ -185,7 +183,7 @@ class Agent:
 
     def _refuse(self, commit: str, error: str) -> None:
         self.policy.refused(commit, error)
-        log.error("refused commit=%s, the last good policy stays in force: %s", commit[:7] or "none", error)
+        log.error("policy refused, the last good one stays in force", commit=commit, cause=error)
 
     def _in_force(self) -> None:
         if self.enforcer.bundle is not None:
@@ -200,7 +198,7 @@ class Agent:
             for task in (self._poll_events(), self._feed_watchdog()):
                 stack.callback(asyncio.create_task(task).cancel)
             self._notifier.notify(f"READY=1\nSTATUS=generation {self.enforcer.generation}")
-            log.info("ready host=%s generation=%d", self.settings.host, self.enforcer.generation)
+            log.info("ready", host=self.settings.host, generation=self.enforcer.generation)
             if self.settings.metrics_port:
                 await self._serve_metrics(stack)
             await self._stopping.wait()
@@ -279,7 +277,9 @@ class Agent:
     # Events
 
     def _on_verdict(self, raw: bytes) -> None:
-        self.flows.record(raw, self._context())
+        record = self.flows.record(raw, self._context())
+        if record is not None and record.verdict == "deny":
+            log.warning("refused", **_refusal_fields(record))
 
     def _context(self) -> flows.Context:
         return flows.Context(self.namer, self._process, boot_offset_s())
@@ -304,7 +304,25 @@ class Agent:
         try:
             self.flows.load(self.settings.saved_flows.read_text())
         except (BulkheadError, OSError, UnicodeDecodeError) as error:
-            log.warning("the saved flow log cannot be used: %s", error)
+            log.warning("the saved flow log cannot be used", cause=str(error))
+
+
+def _refusal_fields(record: flows.FlowRecord) -> dict[str, object]:
+    """The first refusal of a kind, for the journal."""
+    return {
+        "source": record.source,
+        "destination": record.destination,
+        "port": f"{record.port}/{record.protocol}",
+        "address": record.remote_address,
+        "direction": record.direction,
+        "reason": record.reason,
+        "comm": record.comm,
+        "exe": record.exe,
+        "unit": record.unit,
+        "object_pid": record.pid,
+        "commit": record.commit[:7],
+        "generation": record.generation,
+    }
 
 
 def _wanted(args: Json, verdicts: tuple[str, ...]) -> Filter:

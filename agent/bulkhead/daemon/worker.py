@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import socket
 import sys
@@ -14,8 +13,9 @@ from typing import Final
 
 from bulkhead.config import Settings
 from bulkhead.errors import UnreachableError
+from bulkhead.observe.logs import Log
 
-log = logging.getLogger(__name__)
+log = Log()
 
 BUNDLE_BYTES_MAX: Final = 256 << 20
 _HEAD_BYTES_MAX: Final = 1 << 20
@@ -71,7 +71,7 @@ class PolicyWorker:
                     await self._on_report(await _read_report(reader))
                     failures = 0
             except (asyncio.IncompleteReadError, ConnectionError, ValueError, OSError) as error:
-                log.error("the policy process ended (%s); what is enforced stays in force", error)
+                log.error("the policy process ended; what is enforced stays in force", cause=str(error))
             finally:
                 self._close()
             await asyncio.sleep(_RESTART_S[min(failures, len(_RESTART_S) - 1)])

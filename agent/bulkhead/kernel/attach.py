@@ -24,10 +24,10 @@ from typing import Final, Literal, Self
 from bulkhead.abi import Direction
 from bulkhead.errors import KernelError, RefusedError
 from bulkhead.kernel import clsact, libbpf
+from bulkhead.kernel.clsact import Tc
 from bulkhead.kernel.devices import Device, Framing, list_devices
 from bulkhead.kernel.libbpf import AttachType, Fd, LinkInfo, LinkType
 from bulkhead.kernel.programs import PROGRAMS, TRACEPOINTS
-from bulkhead.kernel.rtnetlink import Rtnetlink
 
 Mechanism = Literal["tcx", "clsact"]
 
@@ -108,13 +108,13 @@ class Attachments:
         self._links = _LinkStore(pins / "links")
         self._programs = programs
         self._cgroup = cgroup
-        self._netlink = Rtnetlink()
+        self._tc = Tc()
         self.mechanism: Mechanism = "tcx" if prefer == "tcx" and tcx_is_available() else "clsact"
         """How devices are hooked on this kernel."""
 
     def close(self) -> None:
         """Let go of everything; what is attached stays attached."""
-        self._netlink.close()
+        self._tc.close()
         self._links.close()
 
     def __enter__(self) -> Self:
@@ -207,22 +207,22 @@ class Attachments:
 
     def _hook_by_clsact(self, device: Device, direction: Direction) -> bool:
         program = self._programs.devices[device.framing].of(direction)
-        chain = clsact.filters(self._netlink, device, direction)
+        chain = clsact.filters(self._tc, device, direction)
         wanted = libbpf.prog_info(program).program_id
         if chain and chain[0].is_ours and chain[0].program_id == wanted:
             self._links.drop(_tcx_name(device.index, direction))
             return False
-        if clsact.qdisc_ensure(self._netlink, device):
+        if clsact.qdisc_ensure(self._tc, device):
             self._links.mark_clsact(device.index)
-        clsact.filter_put(self._netlink, device, direction, program)
+        clsact.filter_put(self._tc, device, direction, program)
         self._links.drop(_tcx_name(device.index, direction))
         return True
 
     def _leave_clsact(self, device: Device, direction: Direction) -> None:
         """Only after tcx is in place: changing the mechanism leaves no gap."""
-        if not clsact.filter_remove(self._netlink, device, direction):
+        if not clsact.filter_remove(self._tc, device, direction):
             return
-        if self._links.is_clsact_ours(device.index) and clsact.qdisc_remove(self._netlink, device):
+        if self._links.is_clsact_ours(device.index) and clsact.qdisc_remove(self._tc, device):
             self._links.unmark_clsact(device.index)
 
     def _attach_cgroup_hook(self, root: Fd, cgroup_id: int, hook: AttachType, program: Fd) -> bool:
@@ -246,7 +246,8 @@ class Attachments:
                 order = libbpf.prog_query(device.index, _TCX_HOOKS[direction]).program_ids
                 position = order.index(info.program_id) if info.program_id in order else -1
                 yield Attachment("tcx", device.name, direction.name.lower(), info.program_id, position)
-            for position, found in enumerate(clsact.filters(self._netlink, device, direction)):
+            chain = clsact.filters(self._tc, device, direction) if clsact.is_taken(device, direction) else []
+            for position, found in enumerate(chain):
                 if found.is_ours:
                     yield Attachment("clsact", device.name, direction.name.lower(), found.program_id, position)
 
@@ -357,11 +358,11 @@ def detach_all(links: Path) -> None:
     Needs no programs, so it also cleans up after an agent that cannot start. Nothing is enforced afterwards.
     """
     store = _LinkStore(links)
-    with Rtnetlink() as netlink:
+    with Tc() as tc:
         for device in list_devices():
-            ours = [clsact.filter_remove(netlink, device, direction) for direction in Direction]
+            ours = [clsact.filter_remove(tc, device, direction) for direction in Direction]
             if any(ours) and store.is_clsact_ours(device.index):
-                clsact.qdisc_remove(netlink, device)
+                clsact.qdisc_remove(tc, device)
     for index in store.device_indexes():
         store.forget_device(index)
     for name in os.listdir(links):

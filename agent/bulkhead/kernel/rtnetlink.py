@@ -1,4 +1,4 @@
-"""A small rtnetlink: requests that are answered at once, and the notifications of a multicast group.
+"""A small rtnetlink: lists of objects, answered at once, and the notifications of a multicast group.
 
 Rejected: pyroute2's synchronous socket, which (0.9) drives an event loop of its own and so refuses to run inside the
 agent's, and hides the overflow of a notification queue, which `devices` must see.
@@ -18,10 +18,6 @@ from typing import Final, Self
 from bulkhead.errors import KernelError
 
 NLM_F_REQUEST: Final = 0x1
-NLM_F_ACK: Final = 0x4
-NLM_F_REPLACE: Final = 0x100
-NLM_F_EXCL: Final = 0x200
-NLM_F_CREATE: Final = 0x400
 NLM_F_DUMP: Final = 0x300
 
 _NLMSG_ERROR: Final = 2
@@ -44,17 +40,6 @@ class Message:
     kind: int
     flags: int
     body: bytes
-
-
-def attribute(kind: int, payload: bytes) -> bytes:
-    """Encode one attribute, padded to 4 bytes."""
-    length = 4 + len(payload)
-    return struct.pack("=HH", length, kind) + payload + bytes(-length % 4)
-
-
-def text_attribute(kind: int, text: str) -> bytes:
-    """Encode a zero-terminated string."""
-    return attribute(kind, text.encode() + b"\0")
 
 
 def attributes(body: bytes, offset: int = 0) -> dict[int, bytes]:
@@ -101,14 +86,6 @@ class Rtnetlink:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self.close()
-
-    def request(self, kind: int, flags: int, body: bytes, what: str) -> None:
-        """Ask for a change and wait until it is made. KernelError says `cannot {what}` and carries errno."""
-        sequence = self._send(kind, flags | NLM_F_REQUEST | NLM_F_ACK, body)
-        for message in self._replies(sequence):
-            if message.kind == _NLMSG_ERROR:
-                _raise_refusal(message, what)
-                return
 
     def dump(self, kind: int, body: bytes, what: str) -> list[Message]:
         """Every object of a kind. Repeated when the set changed meanwhile, so that the answer is of one moment."""

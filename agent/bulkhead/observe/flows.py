@@ -202,14 +202,18 @@ class FlowLog:
     def __len__(self) -> int:
         return len(self._entries) + len(self._loaded)
 
-    def record(self, raw: bytes, context: Context) -> None:
-        """Takes in one event as the kernel wrote it. Cheap: no text is made unless somebody follows."""
+    def record(self, raw: bytes, context: Context) -> FlowRecord | None:
+        """Takes in one event as the kernel wrote it; returns the record when it is a new one.
+
+        Cheap: no text is made for what is known, unless somebody follows.
+        """
         if len(raw) != EVENT.size:
             self.malformed += 1
-            return
+            return None
         event = EVENT.unpack(raw)
         key = _key(event)
         entry = self._entries.get(key)
+        is_new = entry is None
         if entry is None:
             entry = self._entries[key] = _Entry(event, context)
             self._evict()
@@ -218,6 +222,7 @@ class FlowLog:
         _add(entry, event, context)
         if self.subscriptions:
             self.subscriptions.publish(_snapshot(key, entry))
+        return _snapshot(key, entry) if is_new else None
 
     def records(self, wanted: Callable[[FlowRecord], bool] | None = None) -> list[FlowRecord]:
         """Records, the latest first."""
