@@ -35,7 +35,7 @@ static INLINE void account_loss(u32 kind)
 {
     u64 *count = losses.lookup(&kind);
     if (count)
-        (*count)++;
+        __sync_fetch_and_add(count, 1);
 }
 
 static INLINE void account_hit(const struct judgement *j)
@@ -46,12 +46,16 @@ static INLINE void account_hit(const struct judgement *j)
         (*count)++;
 }
 
+/*
+ * In one instruction each: the hooks in connect() and sendmsg() can be preempted, by each other and by packets, on the
+ * CPU whose counter they hold.
+ */
 static INLINE void account_refusal(const struct judgement *j)
 {
     u32 index = j->reason * 4 + (j->direction & 1) * 2 + (j->verdict == VERDICT_WOULD_DENY);
     u64 *total = refusals.lookup(&index);
     if (total)
-        (*total)++;
+        __sync_fetch_and_add(total, 1);
 
     struct edge_key key = {
         .local_identity = j->local,
@@ -62,7 +66,7 @@ static INLINE void account_refusal(const struct judgement *j)
     };
     u64 *edge = edges.lookup(&key);
     if (edge) {
-        (*edge)++;
+        __sync_fetch_and_add(edge, 1);
         return;
     }
     u64 one = 1;
@@ -70,7 +74,7 @@ static INLINE void account_refusal(const struct judgement *j)
         return;
     edge = edges.lookup(&key); /* another CPU was first, or the map is full */
     if (edge)
-        (*edge)++;
+        __sync_fetch_and_add(edge, 1);
     else
         account_loss(LOSS_EDGE);
 }
@@ -93,11 +97,12 @@ static INLINE int account_take(u32 index, u64 allowance)
     return 1;
 }
 
-static INLINE struct verdict_event *account_event_reserve(void)
+/* Of a cut conversation the socket is to be destroyed: that event is no sample, and no flood of others displaces it. */
+static INLINE struct verdict_event *account_event_reserve(u8 flags)
 {
     struct verdict_event *event;
 
-    if (!account_take(CONTROL_KIND_MAX, EVENTS_PER_WINDOW)) {
+    if (!account_take(CONTROL_KIND_MAX, EVENTS_PER_WINDOW) && !(flags & EVENT_FLAG_CUT)) {
         account_loss(LOSS_EVENT_RATE);
         return 0;
     }
@@ -147,7 +152,7 @@ static INLINE void account_event_fill(struct verdict_event *event, const struct 
 static INLINE void account_packet_event(struct __sk_buff *skb, const struct control *c, const struct packet *p,
                                         const struct judgement *j, const struct sock_state *st, u8 flags)
 {
-    struct verdict_event *event = account_event_reserve();
+    struct verdict_event *event = account_event_reserve(flags);
     if (!event)
         return;
     account_event_fill(event, c, j, st);

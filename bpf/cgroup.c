@@ -49,7 +49,7 @@ static INLINE void cgroup_receiver(struct bpf_sock_addr *ctx, const struct packe
 static INLINE void cgroup_event(const struct control *c, const struct packet *p, const struct judgement *j,
                                 const struct sock_state *st)
 {
-    struct verdict_event *event = account_event_reserve();
+    struct verdict_event *event = account_event_reserve(0);
     if (!event)
         return;
     account_event_fill(event, c, j, st);
@@ -146,9 +146,11 @@ int cgroup_address6(struct bpf_sock_addr *ctx)
     p.destination[1] = ctx->user_ip6[1];
     p.destination[2] = ctx->user_ip6[2];
     p.destination[3] = ctx->user_ip6[3];
-    if (packet_is_mapped(p.destination))
+    if (packet_is_mapped(p.destination)) {
         p.family = AF_INET;
-    else if (!p.destination[0] && !p.destination[1] && !p.destination[2] && !p.destination[3])
+        if (!p.destination[3])
+            p.destination[3] = bpf_htonl(0x7f000001);
+    } else if (!p.destination[0] && !p.destination[1] && !p.destination[2] && !p.destination[3])
         p.destination[3] = bpf_htonl(1);
     return !cgroup_refuses(ctx, &p);
 }

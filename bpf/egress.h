@@ -57,13 +57,17 @@ static INLINE int egress_tcp_control(struct outcome *o, const struct control *c,
         return 1;
     }
     if (state == TCP_STATE_LISTEN || state == TCP_STATE_NEW_SYN_RECV) {
-        /* a listener answers SYNs that ingress has judged; besides, nothing leaves through it but bare ACKs */
+        /*
+         * A listener's answer to a SYN is judged although the SYN was: address translation behind the device hook, or a
+         * program that steers a group of listeners on one port, may have taken it to another listener than the one that
+         * was judged. Besides, nothing leaves through a listener but bare ACKs.
+         */
         if (p->tcp_flags & TCP_FLAG_SYN) {
             /* it may have been connected before: nothing of that conversation is to be cloned into the accepted one */
             st->flags &= ~(SOCK_FLAG_OPENED | SOCK_FLAG_STREAM);
             st->verdict = VERDICT_NONE;
             st->generation = 0;
-            return 1;
+            return 0;
         }
         if (!p->payload_bytes)
             verdict_control(o, CONTROL_KIND_TCP_ACK);
@@ -147,8 +151,13 @@ static INLINE void egress_owned(struct __sk_buff *skb, struct outcome *o, const 
     }
     if (udp && st->local_identity == IDENTITY_HOST && packet_is_dhcp(p, DIRECTION_EGRESS))
         return verdict_control(o, CONTROL_KIND_DHCP);
+    if (lo && udp && packet_is_for_many(p->family, p->destination))
+        return verdict_refuse(o, st, DROP_REASON_MULTICAST, identity_any_mode(c));
     if (lo)
         endpoint_receiver(skb, p, c, &to);
+    int listens = tcp && (state == TCP_STATE_LISTEN || state == TCP_STATE_NEW_SYN_RECV);
+    if (listens && lo && !to.found)
+        return; /* whoever asked is gone: the stack resets it */
     if (udp) {
         peer = endpoint_peer(p->destination, p->destination_port, to.identity);
         if (st->local_identity != IDENTITY_UNKNOWN && endpoint_peer_current(st, peer, c))
@@ -176,6 +185,12 @@ static INLINE void egress_owned(struct __sk_buff *skb, struct outcome *o, const 
         }
     }
     o->kind = OUTCOME_JUDGED;
+    if (listens) {
+        /* counted by its SYN, unless it is dropped after all; nothing is kept in a listener */
+        if (o->j->verdict != VERDICT_DENY)
+            o->kind = OUTCOME_PASS;
+        return;
+    }
     st->peer_tgid = to.tgid;
     if (tcp)
         return egress_keep_stream(o, c, st, direction, refused_there);
@@ -224,10 +239,11 @@ static INLINE void egress_decide(struct __sk_buff *skb, struct outcome *o, const
 
     if (!c->generation)
         return verdict_refuse(o, 0, DROP_REASON_NO_POLICY, MODE_ENFORCE);
+    /* on lo the receiver of what is forged may be enforced, whoever sends it */
     if (sk && sk->family == AF_PACKET) {
         if (!bad && st && st->local_identity == IDENTITY_HOST && packet_is_dhcp(p, DIRECTION_EGRESS))
             return verdict_control(o, CONTROL_KIND_DHCP);
-        return verdict_refuse(o, st, DROP_REASON_PACKET_SOCKET, st ? st->local_mode : identity_any_mode(c));
+        return verdict_refuse(o, st, DROP_REASON_PACKET_SOCKET, lo || !st ? identity_any_mode(c) : st->local_mode);
     }
     if (bad)
         return verdict_refuse(o, st, bad, identity_any_mode(c));
@@ -237,7 +253,7 @@ static INLINE void egress_decide(struct __sk_buff *skb, struct outcome *o, const
         return verdict_refuse(o, 0, DROP_REASON_FORWARDED, identity_host_mode(c));
     if (st && (st->flags & SOCK_FLAG_RAW) &&
         (p->protocol == IPPROTO_TCP || p->protocol == IPPROTO_UDP || p->protocol == IPPROTO_UDPLITE))
-        return verdict_refuse(o, st, DROP_REASON_RAW_SOCKET, st->local_mode);
+        return verdict_refuse(o, st, DROP_REASON_RAW_SOCKET, lo ? identity_any_mode(c) : st->local_mode);
     if (p->later_fragment)
         return verdict_later_fragment(o, c, s);
     if (!st) {
@@ -265,7 +281,11 @@ static INLINE int egress_full(struct __sk_buff *skb, struct bpf_sock *sk)
 
     __builtin_memset(&s->judgement, 0, sizeof(s->judgement));
     o.j->direction = DIRECTION_EGRESS;
-    if (!st && sk) {
+    if (!st && sk && sk->state == TCP_STATE_NEW_SYN_RECV) {
+        struct bpf_sock *listener = bpf_get_listener_sock(sk);
+        if (listener)
+            st = sockets.sk_storage_get(listener, 0, 0);
+    } else if (!st && sk) {
         struct bpf_sock *full = bpf_sk_fullsock(sk);
         /* a raw socket without state is one of the kernel's own: users' are stamped or adopted, packet sockets never */
         if (full && (full->type != SOCK_TYPE_RAW || sk->family == AF_PACKET))

@@ -162,6 +162,16 @@ static INLINE int ingress_is_martian(const struct packet *p)
            !(p->protocol == IPPROTO_UDP && p->source_port == bpf_htons(68));
 }
 
+/* A broadcast of a subnet looks like any address: then how it was framed tells. */
+static INLINE int ingress_is_for_many(struct __sk_buff *skb, const struct packet *p)
+{
+    u32 framed = skb->pkt_type;
+
+    if (packet_is_group(p->family, p->destination) || framed == PACKET_LOOPBACK)
+        return 1;
+    return skb->cb[0] == LINK_ETHERNET && (framed == PACKET_BROADCAST || framed == PACKET_MULTICAST);
+}
+
 static INLINE void ingress_decide(struct __sk_buff *skb, struct outcome *o, const struct control *c, struct scratch *s,
                                   int bad, int lo)
 {
@@ -183,8 +193,9 @@ static INLINE void ingress_decide(struct __sk_buff *skb, struct outcome *o, cons
     if (p->protocol == IPPROTO_ICMPV6 || p->protocol == IPPROTO_ICMP || p->protocol == IPPROTO_IGMP) {
         if (ingress_icmp(skb, o, c, s))
             return;
-    } else if (packet_is_group(p->family, p->destination) && !packet_is_dhcp(p, DIRECTION_INGRESS)) {
-        return verdict_refuse(o, 0, DROP_REASON_MULTICAST, identity_host_mode(c));
+    } else if (ingress_is_for_many(skb, p) && !packet_is_dhcp(p, DIRECTION_INGRESS)) {
+        /* whoever has joined gets it, enforced workloads too */
+        return verdict_refuse(o, 0, DROP_REASON_MULTICAST, identity_any_mode(c));
     } else if (p->protocol == IPPROTO_TCP || p->protocol == IPPROTO_UDP || p->protocol == IPPROTO_UDPLITE) {
         if (ingress_transport(skb, o, c, p, &to))
             return;
@@ -242,6 +253,11 @@ static INLINE int ingress_is_stream(struct __sk_buff *skb, u32 l2)
 
 static INLINE int ingress(struct __sk_buff *skb, const u32 link)
 {
+    if (skb->pkt_type == PACKET_LOOPBACK) {
+        skb->cb[0] = LINK_BARE;
+        stages.call(skb, STAGE_INGRESS);
+        return DROP;
+    }
     if (ingress_is_stream(skb, link == LINK_BARE ? 0 : ETH_HEADER_BYTES))
         return PASS;
     skb->cb[0] = link;

@@ -19,6 +19,11 @@
 #define AF_INET6 10
 #define AF_PACKET 17
 
+/* skb->pkt_type */
+#define PACKET_BROADCAST 1
+#define PACKET_MULTICAST 2
+#define PACKET_LOOPBACK 5 /* a group's or broadcast's copy for this machine itself; it has no link header */
+
 #define IPPROTO_ICMP 1
 #define IPPROTO_IGMP 2
 #define IPPROTO_TCP 6
@@ -147,6 +152,12 @@ static INLINE int packet_is_group(u8 family, const __be32 *address)
     if (family == AF_INET)
         return (address[3] & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000) || address[3] == 0xffffffff;
     return (address[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
+}
+
+/* A datagram that several sockets may get. On lo a broadcast is told by its address alone. */
+static INLINE int packet_is_for_many(u8 family, const __be32 *address)
+{
+    return packet_is_group(family, address) || (family == AF_INET && address[3] == bpf_htonl(0x7fffffff));
 }
 
 /*

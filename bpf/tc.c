@@ -33,13 +33,3 @@ int tc_ingress_loopback(struct __sk_buff *skb)
 {
     return ingress_loopback(skb);
 }
-
-int stage_egress(struct __sk_buff *skb)
-{
-    return egress_full(skb, skb->sk);
-}
-
-int stage_ingress(struct __sk_buff *skb)
-{
-    return ingress_full(skb);
-}

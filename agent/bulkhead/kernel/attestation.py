@@ -17,7 +17,7 @@ from bulkhead.dataplane.bundle import Bundle
 from bulkhead.dataplane.subjects import Answers, ViewEntries, executable_id, view_entries
 from bulkhead.errors import KernelError
 from bulkhead.identity.cgroups import CgroupTree
-from bulkhead.identity.processes import ExecutableKey, Process, executable_at, executable_of
+from bulkhead.identity.processes import ExecutableKey, Process, executable_at, executable_of, scan
 from bulkhead.identity.selectors import Ambiguous, CgroupView, Narrower
 from bulkhead.identity.users import Users
 from bulkhead.kernel.libbpf import Map
@@ -171,7 +171,7 @@ class Attestation:
         self._attest(self._maps.fixed("executables"), key, number or 0)
 
     def executables_running(self, processes: Iterable[Process]) -> int:
-        """Attest what runs already; returns how many different files."""
+        """Attest what runs already; returns how many different files. What an earlier agent attested stays as it is."""
         keys: set[bytes] = set()
         for process in processes:
             if process.executable is not None and process.executable.key is not None:
@@ -180,19 +180,22 @@ class Attestation:
                 self._remember_path(key, process.executable.path)
         executables = self._maps.fixed("executables")
         for key in keys:
-            self._attest(executables, key, self._named.get(key, 0))
+            if executables.lookup(key) is None:
+                self._attest(executables, key, self._named.get(key, 0))
         return len(keys)
 
     def _attest(self, executables: Map, key: bytes, number: int) -> None:
         try:
             executables.update(key, number.to_bytes(4, "little"))
         except KernelError:
-            # full: forget the unnamed ones; each is attested again when it runs again
+            # full: forget the unnamed ones that do not run; each is attested again when it runs again
+            kept = {kernel_key(p.executable.key) for p in scan().processes if p.executable and p.executable.key}
             keys, values = executables.lookup_batch()
             size = executables.info.key_size
             for index in range(len(values) // 4):
-                if not any(values[index * 4 : index * 4 + 4]):
-                    executables.delete(keys[index * size : (index + 1) * size])
+                one = keys[index * size : (index + 1) * size]
+                if not any(values[index * 4 : index * 4 + 4]) and one not in kept:
+                    executables.delete(one)
             executables.update(key, number.to_bytes(4, "little"))
 
 

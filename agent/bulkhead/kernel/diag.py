@@ -14,7 +14,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from types import TracebackType
@@ -160,6 +160,21 @@ class SocketDiag:
         matching = (entry for entry in self.dump(protocol).sockets if entry.socket_id.cookie == cookie)
         return next(matching, None)
 
+    def conversation(self, wanted: SocketId) -> SocketEntry | None:
+        """The TCP socket that has exactly this conversation, whatever its cookie; None when none has. Never a listener.
+
+        A listener's storage is handed down to what it accepts: only addresses and ports tell those sockets apart.
+        """
+        anybody = replace(wanted, cookie=_NO_COOKIE)
+        self._send(_SOCK_DIAG_BY_FAMILY, _NLM_F_ACK, _exact_request(anybody, socket.IPPROTO_TCP))
+        try:
+            found = [_parse_entry(payload, socket.IPPROTO_TCP) for _, payload in self._answers()]
+        except KernelError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise
+        return next((entry for entry in found if entry.state is not SocketState.LISTEN), None)
+
     def destroy(self, socket_id: SocketId, protocol: int = socket.IPPROTO_TCP) -> bool:
         """End exactly this socket: its process gets ECONNABORTED, the peer a reset. False when it is gone already.
 
@@ -167,7 +182,7 @@ class SocketDiag:
         """
         if socket_id.cookie in (0, _NO_COOKIE):
             raise KernelError("a socket is destroyed by its cookie, never by its addresses alone", errno.EINVAL)
-        self._send(_SOCK_DESTROY, _NLM_F_ACK, _destroy_request(socket_id, protocol))
+        self._send(_SOCK_DESTROY, _NLM_F_ACK, _exact_request(socket_id, protocol))
         try:
             for _ in self._answers():
                 pass
@@ -222,7 +237,7 @@ def _dump_request(family: int, protocol: int, states: frozenset[SocketState], ma
     return request
 
 
-def _destroy_request(socket_id: SocketId, protocol: int) -> bytes:
+def _exact_request(socket_id: SocketId, protocol: int) -> bytes:
     family = socket.AF_INET if socket_id.source.version == 4 else socket.AF_INET6
     addresses = _ADDRESSES.pack(
         socket_id.source_port, socket_id.destination_port, socket_id.source.packed, socket_id.destination.packed

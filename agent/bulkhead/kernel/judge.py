@@ -456,12 +456,19 @@ def kernel_engine(
 
     `inventory` and `addresses` are those that the matrix is made of. Raises RefusedError where there can be no Judge.
     """
+    with Judge() as judge:
+        yield engine_of(judge, compiled, inventory, addresses)
+
+
+def engine_of(
+    judge: Judge, compiled: Compiled, inventory: Sequence[Listed], addresses: Mapping[str, Address] | None = None
+) -> Engine:
+    """The same with a judge that is there already; good until something else is put in force."""
     outside = [address for listed in inventory for address in listed.addresses]
     outside += (addresses or {}).values()
-    with Judge() as judge:
-        strict = bundles.read(bundles.pack(_as_if_enforced(compiled)))
-        judge.enforce(strict, [listed.endpoint for listed in inventory])
-        yield _KernelEngine(judge, [listed.endpoint for listed in inventory], outside)
+    endpoints = [listed.endpoint for listed in inventory]
+    judge.enforce(bundles.read(bundles.pack(_as_if_enforced(compiled))), endpoints)
+    return _KernelEngine(judge, endpoints, outside)
 
 
 def _as_if_enforced(compiled: Compiled) -> Compiled:

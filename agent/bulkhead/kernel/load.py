@@ -14,6 +14,8 @@ import ctypes
 import os
 import secrets
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +64,44 @@ def load(pins: Path) -> None:
     setting = pinned_setting(pins)
     if setting is not None:
         _refuse_other_layout(setting, pins)
-    module = compile_text(source.compose(pins / "maps"))
-    for program in PROGRAMS:
-        _pin_program(module, program, pins / "programs")
+    compile_text(source.compose(pins / "maps", names=source.MAPS))
+    _in_parallel([partial(_load_part, pins, part) for part in source.PARTS])
     _write_setting(pins, setting)
+
+
+def _load_part(pins: Path, part: tuple[str, ...]) -> None:
+    """Compile some of the files and pin their programs; the maps are there."""
+    text = source.compose(pins / "maps", names=(*source.HEADERS, *part))
+    module = compile_text(text)
+    for program in PROGRAMS:
+        if program.file in part:
+            _pin_program(module, program, pins / "programs")
+
+
+def _in_parallel(jobs: list[Callable[[], None]]) -> None:
+    """Run each job in a process of its own: LLVM uses one processor, and a start waits for it.
+
+    Raises RefusedError when one fails; what it had to say it has said on stderr.
+    """
+    children = [_fork(job) for job in jobs]
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    if any(statuses):
+        raise RefusedError("the kernel programs could not be loaded; see the lines above")
+
+
+def _fork(job: Callable[[], None]) -> int:
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        job()
+        status = 0
+    except BulkheadError as error:
+        sys.stderr.write(f"{error}\n")
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def compile_text(text: str) -> Any:

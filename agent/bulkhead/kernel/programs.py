@@ -11,39 +11,35 @@ from bulkhead.kernel.libbpf import ProgramType
 class Program:
     """One loaded program: an entry point of bpf/*.c made for one hook.
 
-    `function` is its name in C; several programs can come from one function. `attach_type` is what the verifier must
-    know at load, -1 for none.
+    `function` is its name in C, in `file` below bpf/; several programs can come from one function. `attach_type` is
+    what the verifier must know at load, -1 for none.
     """
 
     name: str
     function: str
+    file: str
     program_type: ProgramType
     attach_type: int = -1
 
 
 PROGRAMS = (
+    *(Program(name, name, f"{name}.c", ProgramType.SCHED_CLS) for name in ("stage_egress", "stage_ingress")),
     *(
-        Program(name, name, ProgramType.SCHED_CLS)
-        for name in (
-            "stage_egress",
-            "stage_ingress",
-            "tc_egress",
-            "tc_ingress",
-            "tc_egress_bare",
-            "tc_ingress_bare",
-            "tc_egress_loopback",
-            "tc_ingress_loopback",
-        )
+        Program(f"tc_{direction}{framing}", f"tc_{direction}{framing}", "tc.c", ProgramType.SCHED_CLS)
+        for framing in ("", "_bare", "_loopback")
+        for direction in ("egress", "ingress")
     ),
-    Program("cgroup_sock_create", "cgroup_sock", ProgramType.CGROUP_SOCK, 2),
-    Program("cgroup_post_bind4", "cgroup_sock", ProgramType.CGROUP_SOCK, 12),
-    Program("cgroup_post_bind6", "cgroup_sock", ProgramType.CGROUP_SOCK, 13),
-    Program("cgroup_connect4", "cgroup_address4", ProgramType.CGROUP_SOCK_ADDR, 10),
-    Program("cgroup_connect6", "cgroup_address6", ProgramType.CGROUP_SOCK_ADDR, 11),
-    Program("cgroup_sendmsg4", "cgroup_address4", ProgramType.CGROUP_SOCK_ADDR, 14),
-    Program("cgroup_sendmsg6", "cgroup_address6", ProgramType.CGROUP_SOCK_ADDR, 15),
-    *(Program(name, name, ProgramType.RAW_TRACEPOINT) for name in ("lifecycle_cgroup_mkdir", "lifecycle_cgroup_rmdir")),
-    *(Program(name, name, ProgramType.RAW_TRACEPOINT) for name in ("lifecycle_attach_task", "lifecycle_exec")),
+    Program("cgroup_sock_create", "cgroup_sock", "cgroup.c", ProgramType.CGROUP_SOCK, 2),
+    Program("cgroup_post_bind4", "cgroup_sock", "cgroup.c", ProgramType.CGROUP_SOCK, 12),
+    Program("cgroup_post_bind6", "cgroup_sock", "cgroup.c", ProgramType.CGROUP_SOCK, 13),
+    Program("cgroup_connect4", "cgroup_address4", "cgroup.c", ProgramType.CGROUP_SOCK_ADDR, 10),
+    Program("cgroup_connect6", "cgroup_address6", "cgroup.c", ProgramType.CGROUP_SOCK_ADDR, 11),
+    Program("cgroup_sendmsg4", "cgroup_address4", "cgroup.c", ProgramType.CGROUP_SOCK_ADDR, 14),
+    Program("cgroup_sendmsg6", "cgroup_address6", "cgroup.c", ProgramType.CGROUP_SOCK_ADDR, 15),
+    *(
+        Program(name, name, "lifecycle.c", ProgramType.RAW_TRACEPOINT)
+        for name in ("lifecycle_cgroup_mkdir", "lifecycle_cgroup_rmdir", "lifecycle_attach_task", "lifecycle_exec")
+    ),
 )
 
 STAGES = ("stage_egress", "stage_ingress")

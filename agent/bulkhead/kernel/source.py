@@ -13,9 +13,11 @@ from bulkhead import abi
 from bulkhead.errors import RefusedError
 from bulkhead.kernel.btf import field_offsets
 
-ORDER = (
-    "abi.h",
-    "maps.h",
+MAPS = ("abi.h", "maps.h")
+"""Enough to make every map."""
+
+HEADERS = (
+    *MAPS,
     "packet.h",
     "account.h",
     "identity.h",
@@ -24,11 +26,14 @@ ORDER = (
     "verdict.h",
     "egress.h",
     "ingress.h",
-    "tc.c",
-    "cgroup.c",
-    "lifecycle.c",
 )
-"""Dependencies first; the programs last."""
+"""Everything that programs are made of, dependencies first."""
+
+PARTS = (("stage_egress.c", "tc.c"), ("stage_ingress.c", "cgroup.c", "lifecycle.c"))
+"""Files with programs, in parts of about equal work: a compiler each, side by side."""
+
+ORDER = (*HEADERS, *(name for part in PARTS for name in part))
+"""All files as one text."""
 
 KERNEL_FIELDS = {
     "OFFSET_TASK_MM": ("task_struct", "mm"),
