@@ -295,7 +295,7 @@ struct edge_key {
 
 /* Allowance of one kind of control packet (or of verdict events, at index CONTROL_KIND_MAX), per CPU. */
 struct bucket {
-    __u64 window; /* coarse clock >> 30: about a second */
+    __u64 window; /* jiffies >> 8: 0.26 s at HZ 1000, 1 s at HZ 250 */
     __u64 used;   /* in this window */
     __u64 passed; /* since load, exact */
 };

@@ -103,8 +103,11 @@ static INLINE int cgroup_refuses(struct bpf_sock_addr *ctx, struct packet *p)
             return 0;
         j = loopback ? far : j;
     }
-    /* a datagram may be an answer, which only the wall can tell */
-    if (p->protocol != IPPROTO_TCP && (st->peer_word || to.st))
+    /* a datagram may be an answer, which only the wall can tell, or one that a host cannot live without */
+    if (p->protocol != IPPROTO_TCP && (st->peer_word || st->peer_tgid || to.st))
+        return 0;
+    p->source_port = bpf_htons(sk->src_port);
+    if (st->local_identity == IDENTITY_HOST && packet_is_dhcp(p, DIRECTION_EGRESS))
         return 0;
     account_refusal(&j);
     cgroup_event(&c, p, &j, st);

@@ -159,6 +159,8 @@ static INLINE void egress_owned(struct __sk_buff *skb, struct outcome *o, const 
     if (listens && lo && !to.found)
         return; /* whoever asked is gone: the stack resets it */
     if (udp) {
+        if (to.st)
+            to.st->peer_tgid = st->tgid; /* from here on what it sends may be an answer: see cgroup.c */
         peer = endpoint_peer(p->destination, p->destination_port, to.identity);
         if (st->local_identity != IDENTITY_UNKNOWN && endpoint_peer_current(st, peer, c))
             return;

@@ -365,6 +365,9 @@ static INLINE int packet_parse(struct __sk_buff *skb, struct packet *p, u32 l2)
         reason = packet_parse4(skb, p, l2, &l3_end);
     else if (link == bpf_htons(ETH_P_IPV6))
         reason = packet_parse6(skb, p, l2, &l3_end);
+    /* each ICMP belongs to one family: in the other nobody speaks it, and it would be read by the wrong rules */
+    if (!reason && p->protocol == (p->family == AF_INET ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
+        return DROP_REASON_MALFORMED;
     if (reason || p->later_fragment)
         return reason;
     reason = packet_parse_ports(skb, p, l3_end);

@@ -802,7 +802,7 @@ class Bucket(Structure):
     """Allowance of one kind of control packet (or of verdict events, at index CONTROL_KIND_MAX), per CPU."""
 
     window: int
-    """coarse clock >> 30: about a second"""
+    """jiffies >> 8: 0.26 s at HZ 1000, 1 s at HZ 250"""
     used: int
     """in this window"""
     passed: int

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -51,6 +51,8 @@ class Host:
         self.run_dir = self.directory / "run"
         self.netns = f"bh-{self.tag}"[-60:]
         self.prefer = prefer
+        self.wrap: list[str] = []
+        """Command line that the agent is started through, such as `unshare -m …`."""
         self.agent: subprocess.Popen[bytes] | None = None
         self.far: Host | None = None
         """The machine at the other end of eth0, where a test has set one up."""
@@ -129,25 +131,45 @@ class Host:
         path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in self.settings.items()))
         return path
 
+    @property
+    def agent_command(self) -> list[str]:
+        """The agent's command line, in the foreground."""
+        return [PYTHON, "-m", "bulkhead.cli.main", "agent", "--config", str(self.config)]
+
+    def run_agent(self, wrap: Sequence[str] = (), **settings: object) -> subprocess.CompletedProcess[str]:
+        """Run an agent that is expected to refuse to start, with settings of its own, to its end."""
+        path = self.directory / "refused.toml"
+        given = {key: value for key, value in (self.settings | settings).items() if value is not None}
+        path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in given.items()))
+        argv = self.argv(AGENT_GROUP, [*wrap, *self.agent_command[:-1], str(path)])
+        return subprocess.run(argv, capture_output=True, text=True, timeout=40, env=_environment())
+
     def start_agent(self, timeout_s: float = 30.0) -> None:
         """Start the agent and wait until it says that it is ready, as it would say to systemd."""
         path = self.directory / "notify"
         path.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             notify.bind(str(path))
-            notify.settimeout(timeout_s)
             with (self.directory / "agent.log").open("ab") as log:
                 self.agent = subprocess.Popen(
-                    self.argv(AGENT_GROUP, [PYTHON, "-m", "bulkhead.cli.main", "agent", "--config", str(self.config)]),
+                    self.argv(AGENT_GROUP, [*self.wrap, *self.agent_command]),
                     stdout=log,
                     stderr=log,
                     env=_environment() | {"NOTIFY_SOCKET": str(path)},
                 )
+            self._await_ready(notify, timeout_s)
+
+    def _await_ready(self, notify: socket.socket, timeout_s: float) -> None:
+        assert self.agent is not None
+        deadline = time.monotonic() + timeout_s
+        notify.settimeout(0.1)
+        while time.monotonic() < deadline and self.agent.poll() is None:
             try:
-                while b"READY=1" not in notify.recv(4096):
-                    continue
+                if b"READY=1" in notify.recv(4096):
+                    return
             except TimeoutError:
-                raise RuntimeError(f"the agent did not become ready:\n{self.log()}") from None
+                continue
+        raise RuntimeError(f"the agent did not become ready:\n{self.log()}")
 
     def stop_agent(self, with_signal: int = signal.SIGTERM) -> None:
         """End the agent; enforcement goes on."""

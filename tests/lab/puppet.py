@@ -98,7 +98,7 @@ def serve_tcp(address: str, port: int, proto: int = 0, reuse_port: bool = False,
         listener.setsockopt(socket.IPPROTO_TCP, 23, 16)
     listener.bind((address, port))
     listener.listen(128)
-    _held[f"listener {port}"] = listener
+    _held[f"listener {address} {port}"] = listener
 
     def talk(one: socket.socket) -> None:
         with one, contextlib.suppress(OSError):
@@ -119,7 +119,7 @@ def serve_udp(address: str, port: int, prefix: bytes = b"") -> None:
     one = socket.socket(family_of(address), socket.SOCK_DGRAM)
     one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     one.bind((address, port))
-    _held[f"udp {port}"] = one
+    _held[f"udp {address} {port}"] = one
 
     def answer() -> None:
         while True:

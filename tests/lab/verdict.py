@@ -98,7 +98,7 @@ class Bench:
 
     def refusals(self) -> dict[Refusal, int]:
         """Every refusal counter by what it counts."""
-        words = self._words("refusals", 8)
+        words = self._words("refusals")
         return {
             (DropReason(index // 4), Direction(index // 2 % 2), bool(index % 2)): count
             for index, count in enumerate(words)
@@ -106,20 +106,21 @@ class Bench:
 
     def controls(self) -> dict[ControlKind, int]:
         """How many control packets of each kind have passed."""
-        width = len(bytes(Bucket()))
-        passed = self._words("buckets", width, Bucket.passed.offset)
+        passed = self._words("buckets", Bucket.passed.offset)
         return {ControlKind(index): count for index, count in enumerate(passed) if index < ControlKind.MAX}
 
     def hits(self) -> int:
         """Openings that any rule of the test policies has allowed."""
         hits = self.judge.maps.fixed("hits")
-        counts = (hits.lookup(slot.to_bytes(4, "little")) or b"" for slot in range(1, 33))
+        counts = (hits.lookup(slot.to_bytes(4, "little")) or b"" for slot in range(1, 9))
         return sum(hits.sum_words(count)[0] for count in counts)
 
-    def _words(self, name: str, width: int, offset: int = 0) -> list[int]:
+    def _words(self, name: str, offset: int = 0) -> list[int]:
         table = self.judge.maps.fixed(name)
-        values = (table.lookup(index.to_bytes(4, "little")) or b"" for index in range(table.info.max_entries))
-        return [table.sum_words(value)[offset // 8] for value in values]
+        _, values = table.lookup_batch()
+        size = len(values) // table.info.max_entries
+        each = (values[start : start + size] for start in range(0, len(values), size))
+        return [table.sum_words(value)[offset // 8] for value in each]
 
 
 def passed(outcome: Outcome) -> None:

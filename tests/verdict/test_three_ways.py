@@ -21,7 +21,6 @@ from bulkhead.dataplane import reference
 from bulkhead.dataplane.addresses import Address
 from bulkhead.dataplane.compile import Compiled, class_of, compile_commit, lookup
 from bulkhead.dataplane.reference import Identified, Remote, Standing
-from bulkhead.identity import selectors
 from bulkhead.kernel import generation
 from bulkhead.kernel.judge import SOURCE_PORT, TCP, UDP, Entry, Judge, Ruling, opening
 from bulkhead.kernel.maps import GenerationTables, Table
@@ -29,6 +28,7 @@ from bulkhead.policy import model
 from bulkhead.policy.model import PolicySet
 from property import strategies
 from property.strategies import NOW, Case, Opening
+from property.test_identity_agrees import as_facts
 
 EXAMPLES = 5000 if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else 90
 STRETCH = 1000
@@ -245,14 +245,7 @@ def test_thousands_of_packets_were_judged_and_came_to_everything_they_can() -> N
 # Who is it?
 
 
-def as_facts(host: str, endpoint: reference.Endpoint) -> selectors.Endpoint:
-    """The oracle's endpoint in the words of the selectors."""
-    users = (endpoint.user,) if endpoint.user else ()
-    groups = (endpoint.group,) if endpoint.group else ()
-    return selectors.Endpoint(host, endpoint.cgroup, endpoint.exe, endpoint.uid, users, endpoint.gid, groups)
-
-
-@calm
+@settings(calm, max_examples=EXAMPLES // 3)
 @given(strategies.crowds(), st.sampled_from(("198.51.100.7", "2001:db8:9::1")))
 def test_the_kernel_derives_the_identity_that_the_oracle_gives_an_endpoint(
     judge: Judge, case: Case, address: str

@@ -99,6 +99,7 @@ class Attestation:
     def adopt_plan(self, plan: Plan) -> None:
         """From now on events are answered by `plan`, whose generation has just been switched in."""
         self.plan = plan
+        self.name_executables(plan.executables)  # an exec since they were named was answered by the old plan
 
     def cgroup_made(self, cgroup_id: int, path: str) -> None:
         """Give a control group its entry; what it points to is written first."""

@@ -7,9 +7,10 @@ from typing import Final
 
 from bulkhead.errors import RefusedError
 
-_NUMBERS: Final = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
-_NEEDED: Final = ("CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN")
-_CONTAINED: Final = ("CAP_BPF", "CAP_PERFMON")
+_NUMBERS: Final = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_BPF": 39}
+_NEEDED: Final = ("CAP_BPF", "CAP_NET_ADMIN")
+"""Not CAP_PERFMON: loading takes it, and the loader has it; holding and attaching what is pinned does not."""
+_CONTAINED: Final = ("CAP_BPF",)
 """What CAP_SYS_ADMIN has in it."""
 
 
@@ -24,7 +25,7 @@ def require_capabilities() -> None:
     """Raises RefusedError that names every missing capability."""
     held = effective()
     if "CAP_SYS_ADMIN" in held:
-        held |= frozenset(_CONTAINED)
+        held |= {"CAP_BPF"}
     missing = [name for name in _NEEDED if name not in held]
     if missing:
         raise RefusedError(f"the agent lacks {', '.join(missing)}: without, it can hook nothing")

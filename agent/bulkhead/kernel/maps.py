@@ -11,7 +11,9 @@ old generation has finished: replacing an inner map waits for them (`synchronize
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -188,17 +190,25 @@ class KernelMaps:
         return Staged(Control(generation=self.control().generation + 1, flags=int(tables.flags)), made)
 
     def hang(self, staged: Staged) -> None:
-        """Hang staged maps into the idle slot and switch. Waits for the kernel several times; any thread may do it."""
-        generation = staged.control.generation
-        slot = (generation & 1).to_bytes(4, "little")
+        """Hang staged maps into the idle slot and switch. Any thread may do it.
+
+        The kernel makes every such update wait until no packet reads the map that is replaced. Made side by side, the
+        six updates wait for the same moment instead of one after the other.
+        """
+        slot = staged.control.generation & 1
         try:
             for name, inner in staged.maps.items():
-                self._repin(name, generation & 1, inner)
-                self._outer[name].update(slot, inner.fd.fileno().to_bytes(4, "little"))
+                self._repin(name, slot, inner)
+            with ThreadPoolExecutor(len(staged.maps)) as pool:
+                list(pool.map(partial(self._hang_one, slot), staged.maps.items()))
             self._fixed["control"].update(_ZERO, bytes(staged.control))
         except BaseException:
             _close(staged.maps)
             raise
+
+    def _hang_one(self, slot: int, named: tuple[str, Map]) -> None:
+        name, inner = named
+        self._outer[name].update(slot.to_bytes(4, "little"), inner.fd.fileno().to_bytes(4, "little"))
 
     def adopt(self, staged: Staged) -> int:
         """From now on `current` means the generation that was switched in; returns its number."""
