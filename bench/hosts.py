@@ -17,9 +17,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lab.bpf import pin_directory
-from lab.cgroup import cgroup_subtree
-from lab.netns import Namespace, Wire, connect, wire
 from repository import Repository
 from traffic import Place
 
@@ -28,6 +25,9 @@ from bulkhead.kernel import libbpf
 from bulkhead.kernel.attach import Attachments, Programs
 from bulkhead.kernel.devices import list_devices
 from bulkhead.kernel.libbpf import Map
+from lab.bpf import pin_directory
+from lab.cgroup import cgroup_subtree
+from lab.netns import Namespace, Wire, connect, wire
 
 DEVICES = ("eth0", "eth1")
 """The hosts are joined twice, so that what is enforced on one wire can be compared with the other."""
@@ -41,6 +41,7 @@ _SYSCTLS = {
 }
 """So that connections by the ten thousand do not run out of ports or of room."""
 _READY_S = 60.0
+_FOLLOW_S = 180.0
 _LOOK_S = 0.0005
 """How often a state is looked at that nothing reports."""
 
@@ -108,7 +109,7 @@ class Host:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "NOTIFY_SOCKET": str(address)},
+                env=self._environment(address),
             )
             try:
                 self._await_ready(self.agent, notifications)
@@ -116,10 +117,15 @@ class Host:
             finally:
                 address.unlink()
 
+    def _environment(self, notify: Path) -> dict[str, str]:
+        """An installed agent finds its modules compiled; so does this one, without leaving them in the checkout."""
+        kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        return {**kept, "NOTIFY_SOCKET": str(notify), "PYTHONPYCACHEPREFIX": str(self.directory.parent / "pycache")}
+
     def _await_ready(self, agent: subprocess.Popen[bytes], notifications: socket.socket) -> None:
         ended = os.pidfd_open(agent.pid)
         try:
-            while notifications in select.select([notifications, ended], [], [], _READY_S)[0]:
+            while notifications.fileno() in select.select([notifications.fileno(), ended], [], [], _READY_S)[0]:
                 if b"READY=1" in notifications.recv(4096).split(b"\n"):
                     return
         finally:
@@ -218,11 +224,14 @@ class Pair:
 
     def follow(self, commit: str) -> None:
         """Publish a prepared commit and wait until both enforce it."""
-        before = [host.generation() for host in self]
-        self.repository.publish(commit)
-        for host, generation in zip(self, before, strict=True):
-            with host.map("control") as control:
-                wait_until(lambda control=control, generation=generation: generation_of(control) > generation)
+        with self.left.map("control") as left, self.right.map("control") as right:
+            before = [generation_of(control) for control in (left, right)]
+            self.repository.publish(commit)
+            try:
+                wait_until(lambda: generation_of(left) > before[0] and generation_of(right) > before[1], _FOLLOW_S)
+            except TimeoutError as error:
+                logs = "\n".join(host.log.read_text()[-2000:] for host in (self.left, self.right))
+                raise RuntimeError(f"the agents do not follow:\n{logs}") from error
 
 
 @contextmanager
@@ -265,4 +274,4 @@ def enforced_pair(directory: Path, subnet: int, rules: int) -> Iterator[Pair]:
             host.prepare()
             host.start()
             hosts.append(host)
-        yield Pair(*hosts, repository)
+        yield Pair(hosts[0], hosts[1], repository)

@@ -1,4 +1,4 @@
-"""The kernel's own count of how often each BPF program ran and for how long, beside an empty program on the same hook."""
+"""The kernel's own count of how often a BPF program ran and for how long, beside an empty one on the same hook."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab.netns import Namespace
-
 from bulkhead.abi import Direction, DropReason
 from bulkhead.kernel import libbpf
 from bulkhead.kernel.libbpf import AttachType, Fd, Map, ProgramType
+from lab.netns import Namespace
 
 HOOKS = {Direction.EGRESS: AttachType.TCX_EGRESS, Direction.INGRESS: AttachType.TCX_INGRESS}
 _BPF_STATS_RUN_TIME = 0

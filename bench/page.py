@@ -10,16 +10,16 @@ from figures import Figure
 _HEAD = """\
 # What it costs
 
-Made by `make bench` from `bench/results/latest.json`; do not edit. Every comparison is paired and interleaved within one
-run, because levels drift between machines and hours while differences in one run hold. Processes that talk to each
-other share one CPU: waking another one costs more than what is measured.
+Made by `make bench` from `bench/results/latest.json`; do not edit. Every comparison is paired and interleaved within
+one run, because levels drift between machines and hours while differences in one run hold. Processes that talk to
+each other share one CPU: waking another one costs more than what is measured.
 
 **Two hosts** are two network namespaces joined by veth, each with its own control groups, its own pins and its own
 `bulkhead agent`, enforcing 1,000 rules at both ends. **Bare** and **enforced** are two wires between the same two hosts
 that change roles block by block, so that neither gains by where the kernel has put its structures.
 
-**Time at a hook** is the kernel's own (`BPF_ENABLE_STATS`), less that of an empty program on the same hook that sees the
-same packets.
+**Time at a hook** is the kernel's own (`BPF_ENABLE_STATS`), less that of an empty program on the same hook that sees
+the same packets.
 
 """
 

@@ -1,4 +1,4 @@
-"""What a conversation costs over a wire between two hosts: bare, enforced at both ends, filtered by nftables at both."""
+"""What a conversation costs over a wire between two hosts: bare, enforced by us, filtered by nftables."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import traffic
 from figures import Figure, at_least, at_most, context, median, percentile, spread
 from hosts import DEVICES, Pair, quiet_wires
-from lab.netns import Namespace
 from traffic import Place, Traffic
+
+from lab.netns import Namespace
 
 _ECHO_PORT = 7001
 _SINK_PORT = 7002
@@ -137,7 +138,7 @@ Results = dict[str, list[float]]
 def _blocks(
     course: Course, measures: Sequence[Callable[[Traffic, Lane], float]], blocks: int, runs: int
 ) -> list[Results]:
-    """In each block, so many times, every measure under every condition, in random order: neighbours in time compare."""
+    """In each block, so many times, every measure under every condition in random order: neighbours in time compare."""
     results: list[Results] = [{name: [] for name in CONDITIONS} for _ in measures]
     for block in range(blocks):
         with course.lanes(block) as lanes:

@@ -37,7 +37,7 @@ _RULES = 100_000
 
 def measure(console: Console) -> list[Figure]:
     """Every figure. Memory and starts come first, while the agents are fresh; what bloats them comes last."""
-    figures: list[Figure] = []
+    measured: list[list[Figure]] = []
     with tempfile.TemporaryDirectory(prefix="bulkhead-bench-") as name:
         directory = Path(name)
         program = traffic.build(directory)
@@ -49,9 +49,9 @@ def measure(console: Console) -> list[Figure]:
             )
             for word, part in parts:
                 started = time.monotonic()
-                figures += part()
+                measured.append(part())
                 console.print(f"{word}: {time.monotonic() - started:.0f} s", style="dim")
-    return figures
+    return [figure for part_figures in reversed(measured) for figure in part_figures]
 
 
 def show(figures: list[Figure], console: Console) -> None:
