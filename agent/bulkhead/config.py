@@ -48,6 +48,11 @@ class Settings:
         return self.run_dir / "control.sock"
 
     @property
+    def lock(self) -> Path:
+        """Held by the agent as long as it runs."""
+        return self.run_dir / "agent.lock"
+
+    @property
     def hit_slots(self) -> Path:
         """Which kernel counter belongs to which rule; goes with the pins."""
         return self.run_dir / "hits.json"

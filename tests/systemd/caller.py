@@ -2,6 +2,7 @@
 
     caller.py listen PORT       answers every line on 127.0.0.1:PORT with `NAME: line`
     caller.py activated         the same, on the socket that the service manager passes
+    caller.py once PORT         makes a conversation and ends it; prints what came of it
     caller.py call              does what it reads from /run/NAME.sock, one order per connection:
                                 `connect PORT` makes a conversation and ends it, `open PORT` makes one and keeps it,
                                 `talk` uses the one that was kept
@@ -100,5 +101,7 @@ if __name__ == "__main__":
     elif sys.argv[1] == "activated":
         with socket.socket(fileno=FIRST_PASSED_FD) as passed:
             serve(passed)
+    elif sys.argv[1] == "once":
+        sys.stdout.write(Caller().obey(f"connect {sys.argv[2]}"))
     else:
         call()

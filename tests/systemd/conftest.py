@@ -8,6 +8,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -77,21 +78,31 @@ class Installed:
         for path, text in files.items():
             self._write(f"/etc/bulkhead/policy/{path}", text)
         self.git("add", "-A")
-        self.git("commit", "-q", "-m", "change")
+        self.git("commit", "-q", "--allow-empty", "-m", "change")
         return self.git("rev-parse", "HEAD")
 
-    def drop_in(self, unit: str, name: str, text: str) -> None:
-        """Put a drop-in beside a unit; an empty text takes it away."""
-        path = self.box.root / f"run/systemd/system/{unit}.d/{name}.conf"
+    @contextmanager
+    def drop_in(self, unit: str, text: str) -> Iterator[None]:
+        """Change a unit's settings for a while; what runs keeps those that it was started with."""
+        path = self.box.root / f"run/systemd/system/{unit}.d/test.conf"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text) if text else path.unlink()
+        path.write_text(f"[Service]\n{text}\n")
         self.systemctl("daemon-reload")
+        try:
+            yield
+        finally:
+            path.unlink()
+            self.systemctl("daemon-reload")
 
     def ask(self, *arguments: str) -> Any:
         """The data of a command's JSON output."""
         done = self.box.run([BULKHEAD, *arguments, "-o", "json"])
         assert done.returncode in (0, 1), done.stdout + done.stderr
         return json.loads(done.stdout)["data"]
+
+    def attested(self) -> set[str]:
+        """Workloads that have processes."""
+        return {one["name"] for one in self.ask("workloads")["workloads"] if one["endpoints"]}
 
     # Units
 
@@ -180,4 +191,5 @@ def running(installed: Installed) -> Installed:
     installed.start()
     for unit, arguments in (("server", "listen 8080"), ("asker", "call"), ("stranger", "call")):
         installed.box.start_unit(f"{unit}.service", SERVICE.format(type="notify", arguments=arguments))
+    installed.until(lambda: installed.attested() >= {"t/server", "t/asker", "t/stranger"})
     return installed

@@ -14,6 +14,7 @@ from bulkhead.daemon.counters import Counters
 from bulkhead.daemon.enforcer import Enforcer
 from bulkhead.identity import processes
 from bulkhead.identity.selectors import Identified, unit_of
+from bulkhead.kernel.devices import list_devices
 from bulkhead.observe.flows import FlowLog
 from bulkhead.policy import model
 
@@ -128,9 +129,10 @@ class Answers:
     def _kernel(self) -> Json:
         enforcer = self._enforcer
         hooked: dict[str, Json] = {}
-        for device in enforcer.watcher.devices():
+        devices = list_devices()  # not the watcher's list: a device it counts as known is never announced again
+        for device in devices:
             hooked[device.name] = {"name": device.name, "ingress": False, "egress": False}
-        for attachment in enforcer.attachments.report(enforcer.watcher.devices()):
+        for attachment in enforcer.attachments.report(devices):
             if attachment.target in hooked:
                 hooked[attachment.target][attachment.hook.removeprefix("tcx_")] = True
         return {

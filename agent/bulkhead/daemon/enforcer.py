@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Final
 
@@ -34,7 +35,7 @@ from bulkhead.kernel import generation, sockets
 from bulkhead.kernel.attach import Attachments, Programs
 from bulkhead.kernel.attestation import Attestation, Plan, make_plan, survey
 from bulkhead.kernel.devices import DeviceAdded, DeviceRemoved, DeviceWatcher, Resync
-from bulkhead.kernel.diag import SocketDiag
+from bulkhead.kernel.diag import SocketDiag, SocketId
 from bulkhead.kernel.maps import KernelMaps, Staged
 from bulkhead.kernel.ringbuf import RingBuffer
 from bulkhead.observe.flows import address_text
@@ -47,6 +48,7 @@ EVENT_POLL_S: Final = 0.1
 """How often verdict events are read: waking a reader per event would cost more than judging the packet."""
 _EXECUTABLE_OFFSET: Final = int(vars(LifecycleEvent)["exe_inode"].offset)
 _EXECUTABLE_SIZE: Final = ctypes.sizeof(ExecutableKey)
+_EVENT_PATH_MAX: Final = int(vars(LifecycleEvent)["path"].size) - 1
 _FLAGS_OFFSET: Final = int(vars(VerdictEvent)["flags"].offset)
 
 
@@ -203,7 +205,9 @@ class Enforcer:
                 self._destroy(VerdictEvent.from_buffer_copy(raw))
 
     def _destroy(self, event: VerdictEvent) -> None:
-        entry = self.diag.find(event.socket_cookie, socket.IPPROTO_TCP)
+        source, destination = IPv6Address(bytes(event.source)), IPv6Address(bytes(event.destination))
+        wanted = SocketId(0, source, event.source_port, destination, event.destination_port, event.ifindex)
+        entry = self.diag.conversation(wanted)
         if entry is not None and self.diag.destroy(entry.socket_id, socket.IPPROTO_TCP):
             log.info(
                 "destroyed a socket whose conversation policy no longer allows",
@@ -220,8 +224,9 @@ class Enforcer:
         lost = self._lost(Loss.LIFECYCLE)
         if lost != self._losses_seen:
             self._losses_seen = lost
-            log.warning("lifecycle events were lost: looking at every control group again")
+            log.warning("lifecycle events were lost: looking at every control group and process again")
             self.attestation.rescan()
+            self._look_again()
 
     def _lost(self, kind: Loss) -> int:
         losses = self.maps.fixed("losses")
@@ -238,12 +243,21 @@ class Enforcer:
         path = self.tree.relative(event.path.decode(errors="surrogateescape"), event.cgroup_id)
         if path is None:
             return
-        if event.kind == LifecycleKind.CGROUP_MADE:
+        if len(event.path) >= _EVENT_PATH_MAX and event.kind != LifecycleKind.MOVED:
+            self.attestation.rescan()  # the path was cut, and may be that of another group
+        elif event.kind == LifecycleKind.CGROUP_MADE:
             self.attestation.cgroup_made(event.cgroup_id, path)
         elif event.kind == LifecycleKind.CGROUP_GONE:
             self.attestation.cgroup_gone(event.cgroup_id)
         elif event.kind == LifecycleKind.MOVED:
             self._restamp(event.tgid)
+
+    def _look_again(self) -> None:
+        """What an event did not tell: an executable that runs, a process that has moved or runs another program."""
+        running = processes.scan().processes
+        self.attestation.executables_running(running)
+        for process in running:
+            self._restamp(process.pid)
 
     def _restamp(self, pid: int) -> None:
         report = sockets.restamp(self.maps.fixed("sockets"), self.tree, pid)

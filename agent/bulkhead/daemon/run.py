@@ -8,15 +8,17 @@ have been attested.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import importlib
 import os
 import shutil
 import signal
 import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import sdnotify
@@ -27,9 +29,11 @@ from bulkhead.daemon.answers import Answers, PolicyState
 from bulkhead.daemon.enforcer import EVENT_POLL_S, Enforcer, empty_bundle
 from bulkhead.daemon.measurements import measure
 from bulkhead.daemon.worker import PolicyWorker, Report
-from bulkhead.errors import BulkheadError, RefusedError, UsageError
+from bulkhead.errors import BulkheadError, RefusedError, UnreachableError, UsageError
+from bulkhead.identity.cgroups import CgroupTree, find_mount
 from bulkhead.identity.selectors import unit_of
 from bulkhead.kernel import attach, netns
+from bulkhead.kernel.capabilities import require_capabilities
 from bulkhead.kernel.generation import boot_offset_s
 from bulkhead.kernel.load import is_current
 from bulkhead.observe import explain, flows, logs, metrics
@@ -50,26 +54,57 @@ _FIRST_POLICY_S: Final = 10.0
 def run(settings: Settings) -> None:
     """Run until told to stop. Raises RefusedError when this host cannot be enforced on as asked."""
     logs.set_up()
+    if os.geteuid() != 0:
+        raise RefusedError("the agent needs root: it holds BPF maps and reads other users' processes")
+    require_capabilities()
     for directory in (settings.run_dir, settings.state_dir):
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     if settings.netns is not None:
         netns.enter(settings.netns)
-    if os.geteuid() != 0:
-        raise RefusedError("the agent needs root: it holds BPF maps and reads other users' processes")
-    asyncio.run(Agent(settings).serve())
+    CgroupTree(settings.cgroup_root or find_mount().mount_point)  # refuses before a compile, not after
+    with _alone(settings.lock):
+        was_enforced, agent = settings.pins.exists(), Agent(settings)
+        try:
+            asyncio.run(agent.serve())
+        except BulkheadError:
+            if not was_enforced and not agent.is_ready:
+                _unhook(settings)
+            raise
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Raises RefusedError when another agent runs here: two would switch generations under each other's feet."""
+    with path.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise RefusedError(f"another agent runs already: pid {lock.read().strip()} holds `{path}`") from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
 
 
 def detach(settings: Settings) -> None:
-    """Remove every hook, pin and map, agent or no agent. Nothing is enforced afterwards."""
+    """Remove every hook, pin and map. Nothing is enforced afterwards. Raises RefusedError while an agent runs."""
     if settings.netns is not None:
         netns.enter(settings.netns)
+    settings.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+    with _alone(settings.lock):
+        _unhook(settings)
+        kept = (settings.saved_bundle, settings.hit_slots, settings.generations, settings.saved_flows, settings.lock)
+        for path in kept:
+            path.unlink(missing_ok=True)
+
+
+def _unhook(settings: Settings) -> None:
     links = settings.pins / "links"
     if links.exists():
         attach.detach_all(links)
     if settings.pins.exists():
         shutil.rmtree(settings.pins)
-    for path in (settings.saved_bundle, settings.hit_slots, settings.generations, settings.saved_flows):
-        path.unlink(missing_ok=True)
 
 
 class Agent:
@@ -86,12 +121,15 @@ class Agent:
         self._stopping = asyncio.Event()
         self._pending: list[Report] = []
         self._started = False
+        self.is_ready = False
+        """Everything is in force: from here on an error must not open anything."""
 
     async def serve(self) -> None:
         """Start, serve until stopped, let go."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, self._hangup)
         self.worker.start()
         try:
             await self._load()
@@ -197,6 +235,7 @@ class Agent:
             await stack.enter_async_context(server)
             for task in (self._poll_events(), self._feed_watchdog()):
                 stack.callback(asyncio.create_task(task).cancel)
+            self.is_ready = True
             self._notifier.notify(f"READY=1\nSTATUS=generation {self.enforcer.generation}")
             log.info("ready", host=self.settings.host, generation=self.enforcer.generation)
             if self.settings.metrics_port:
@@ -242,6 +281,12 @@ class Agent:
     def _reload(self, _: Json) -> Json:
         self.worker.reload()
         return {}
+
+    def _hangup(self) -> None:
+        try:
+            self.worker.reload()
+        except UnreachableError as error:
+            log.warning("cannot reload now", cause=str(error))
 
     def _records(self, args: Json, verdicts: tuple[str, ...]) -> Json:
         self.enforcer.read_verdicts()
