@@ -43,16 +43,16 @@ static INLINE void identity_executable(u64 task, struct executable_key *key)
 static INLINE void identity_stamp(struct sock_state *st, u64 cookie)
 {
     struct executable_key exe = {};
-    u64 ids = bpf_get_current_uid_gid();
+    u64 task = bpf_get_current_task(), credentials = identity_read_pointer(task, OFFSET_TASK_CRED);
 
     st->cgroup_id = bpf_get_current_cgroup_id();
     st->socket_cookie = cookie;
-    st->uid = ids;
-    st->gid = ids >> 32;
+    kernel_read(&st->uid, sizeof(st->uid), (void *)(credentials + OFFSET_CRED_EUID));
+    kernel_read(&st->gid, sizeof(st->gid), (void *)(credentials + OFFSET_CRED_EGID));
     st->tgid = bpf_get_current_pid_tgid() >> 32;
     st->opened_ns = bpf_ktime_get_boot_ns();
     bpf_get_current_comm(st->comm, sizeof(st->comm));
-    identity_executable(bpf_get_current_task(), &exe);
+    identity_executable(task, &exe);
     st->exe_inode = exe.inode;
     st->exe_device = exe.device;
     st->exe_generation = exe.generation;

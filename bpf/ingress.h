@@ -35,8 +35,8 @@ static INLINE void ingress_judge(struct outcome *o, const struct control *c, str
         }
     }
     o->kind = OUTCOME_JUDGED;
-    if (udp && o->j->verdict != VERDICT_DENY && !o->j->deadline_s && to->identity != IDENTITY_UNKNOWN)
-        endpoint_peer_remember(to->st, peer, 0, 1, c);
+    if (udp && o->j->verdict != VERDICT_DENY)
+        endpoint_peer_remember(to->st, peer, 0, !o->j->deadline_s && to->identity != IDENTITY_UNKNOWN, c);
 }
 
 /* What a socket receives. Returns 1 when `o` is settled without asking policy. */

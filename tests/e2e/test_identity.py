@@ -8,7 +8,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,13 +32,13 @@ def db(host: Host, puppets):
 
 
 @pytest.fixture
-def binaries(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+def binaries(tmp_path: Path) -> tuple[Path, Path]:
     """Two interpreters of our own: the same bytes, two files."""
     real = Path(sys.executable).resolve()
     one, two = tmp_path / "one", tmp_path / "two"
     for path in (one, two):
         shutil.copy2(real, path)
-    yield one, two
+    return one, two
 
 
 def api_is(host: Host, match: str, *, more: dict[str, str] | None = None, rules: tuple[str, ...] = ()) -> None:
@@ -140,18 +139,27 @@ def test_the_most_specific_of_several_selectors_decides(host: Host, db, puppets,
     assert words[2][0] == "EPERM" and words[2][1] != "ok"
 
 
-def test_a_tie_denies_and_status_reports_it(host: Host, db, puppets) -> None:
-    """Two user names of one number tie on this host only, so no compiler can know."""
+def test_a_tie_denies_and_status_reports_it(host: Host, db, puppets, tmp_path: Path) -> None:
+    """Two names of one user tie on this host only: no compiler can know."""
+    users = tmp_path / "passwd"
+    users.write_text(Path("/etc/passwd").read_text() + "toor:x:0:0::/root:/bin/sh\n")
     workloads = SERVER | {
         "api": "{match: {user: root}, mode: enforce}",
-        "other": "{match: {user: 0}, mode: enforce}",
+        "other": "{match: {user: toor}, mode: enforce}",
     }
-    host.enforce(policy("api -> db 5432", "other -> db 5432", workloads=workloads))
-    one = puppets(host, "tied")
-    assert one.tcp(LOCAL, 5432) == "EPERM"
-    ties = {tie["cgroup"]: sorted(tie["workloads"]) for tie in host.call("status")["attested"]["ambiguous"]}
-    assert ties["/tied"] == ["t/api", "t/other"]
-    assert "ambiguous" in host.bulkhead("status", check=False).stdout
+    host.stop_agent()
+    host.wrap = ["unshare", "-m", "sh", "-c", 'mount --bind "$0" /etc/passwd && exec "$@"', str(users)]
+    try:
+        host.start_agent()
+        host.enforce(policy("api -> db 5432", "other -> db 5432", workloads=workloads))
+        assert puppets(host, "tied").tcp(LOCAL, 5432) == "EPERM"
+        ties = {tie["cgroup"]: sorted(tie["workloads"]) for tie in host.call("status")["attested"]["ambiguous"]}
+        assert ties["/tied"] == ["t/api", "t/other"]
+        assert "ambiguous" in host.bulkhead("status", check=False).stdout
+    finally:
+        host.stop_agent()
+        host.wrap = []
+        host.start_agent()
 
 
 def test_the_first_connection_of_a_new_control_group_needs_no_wait(host: Host, db) -> None:
@@ -326,7 +334,10 @@ def test_identity_by_executable_holds_while_the_agent_restarts(host: Host, db, b
     key = bytes(ExecutableKey(found.key.inode, found.key.device, found.key.generation or 0))
     host.stop_agent()
     watch = subprocess.Popen(
-        [PYTHON, "-c", _WATCH, str(host.pins), key.hex()], stdout=subprocess.PIPE, text=True, stdin=subprocess.PIPE,
+        [PYTHON, "-c", _WATCH, str(host.pins), key.hex()],
+        stdout=subprocess.PIPE,
+        text=True,
+        stdin=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert watch.stdout is not None and watch.stdout.readline() == "watching\n"

@@ -96,7 +96,7 @@ def test_an_adopted_socket_carries_the_facts_of_its_process(lab: Lab) -> None:
         assert state is not None
         assert executable is not None
         assert executable.key is not None
-        assert state.flags == ADOPTED
+        assert state.flags == SockFlag.ORIGIN
         assert state.cgroup_id == group.stat().st_ino
         assert state.tgid == process.pid
         assert (state.exe_inode, state.exe_device) == (executable.key.inode, executable.key.device)
@@ -121,8 +121,8 @@ def test_who_opened_and_who_accepted_is_told_by_the_listener(home: Lab) -> None:
         assert stamp_of(home, opener).direction == Direction.EGRESS
         assert stamp_of(home, accepted).flags == ADOPTED
         assert stamp_of(home, accepted).direction == Direction.INGRESS
-        assert stamp_of(home, listener).flags == ADOPTED
-        assert stamp_of(home, idle).flags == ADOPTED
+        assert stamp_of(home, listener).flags == SockFlag.ORIGIN
+        assert stamp_of(home, idle).flags == SockFlag.ORIGIN
 
 
 def test_a_listener_of_another_process_tells_who_accepted(lab: Lab) -> None:
@@ -167,7 +167,7 @@ def test_what_an_adopted_listener_accepts_later_inherits_the_stamp(home: Lab) ->
         home.adopt(os.getpid())
         with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
             state = stamp_of(home, accepted)
-            assert (state.flags, state.tgid) == (ADOPTED, os.getpid())
+            assert (state.flags, state.tgid) == (SockFlag.ORIGIN, os.getpid())
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
@@ -199,7 +199,7 @@ def test_a_judged_socket_without_origin_gets_one_and_is_judged_anew(home: Lab) -
         put(home, one, SockState(generation=3, identity_generation=3, verdict=Verdict.DENY, remote_identity=5))
         home.adopt(os.getpid())
         state = stamp_of(home, one)
-        assert (state.flags, state.tgid) == (ADOPTED, os.getpid())
+        assert (state.flags, state.tgid) == (SockFlag.ORIGIN, os.getpid())
         assert (state.generation, state.identity_generation, state.remote_identity) == (0, 0, 5)
 
 

@@ -21,13 +21,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from lab import puppet
-from lab.policies import repository
-from lab.puppet import Puppet
-
 from bulkhead.control import client
 from bulkhead.errors import UnreachableError
 from bulkhead.identity.cgroups import find_mount
+from lab import puppet
+from lab.policies import repository
+from lab.puppet import Puppet
 
 PYTHON = sys.executable
 AGENT_GROUP = "system.slice/bulkhead.service"

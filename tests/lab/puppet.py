@@ -8,7 +8,6 @@ connection while the world around it changes. What becomes of a call is told in 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import json
 import os
@@ -206,12 +205,6 @@ def use(name: str, quiet_s: float = QUIET_S) -> str:
     return said[0]
 
 
-def cookie(name: str) -> int:
-    """Of what is held under a name."""
-    raw = _held[name].getsockopt(socket.SOL_SOCKET, 57, 8)
-    return int(struct.unpack("=Q", raw)[0])
-
-
 def drop(name: str) -> None:
     """Close what is held under a name."""
     _held.pop(name).close()
@@ -295,11 +288,6 @@ def set_ids(uid: int, gid: int) -> None:
     os.seteuid(uid)
 
 
-def _allow_tracing() -> None:
-    """Changing users makes a process undumpable; the agent must be able to look at it as it looks at any other."""
-    ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)
-
-
 def main() -> None:
     """Do as told, a JSON string a line, until the line ends."""
     import traceback
@@ -314,7 +302,7 @@ def main() -> None:
             except SyntaxError:
                 exec(code, names)
             json.dumps(answer["value"])
-        except Exception:
+        except Exception:  # noqa: BLE001  whatever a test's code does wrong, the test is told
             answer = {"value": None, "error": traceback.format_exc()}
         print(json.dumps(answer), flush=True)
 

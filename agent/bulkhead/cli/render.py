@@ -83,9 +83,9 @@ def record_line(record: Json, now: float) -> Text:
 
 
 def source(record: Json) -> str:
-    """Who opened it: the workload, and its program when that end judged."""
+    """Who opened it: the workload, and its program when that end judged or its call was refused."""
     name = short(record["source"])
-    if record["direction"] == "egress":
+    if record["direction"] == "egress" or record["hook"] == "call":
         return _with(name, record["comm"])
     return _with(name, "" if record["source_spiffe_id"] else record["source_address"])
 

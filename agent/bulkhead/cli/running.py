@@ -74,7 +74,7 @@ def loader(view: View, config: Path | None, pins: Path | None) -> ExitCode:
 @_setting_options
 @view_options()
 def detach(view: View, config: Path | None, **options: Any) -> ExitCode:
-    """Remove every hook and every trace, with the agent or without. Nothing is enforced afterwards."""
+    """Remove every hook and every trace, once the agent has stopped. Nothing is enforced afterwards."""
     import os
 
     settings = _settings(click.get_current_context(), view, config, options)

@@ -9,7 +9,7 @@ for that long.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from bulkhead.dataplane.resolve import HOST, WORLD, Limits, Resolved, ResolvedRu
 from bulkhead.errors import Diagnostic, Loc, PolicyError
 from bulkhead.identity.registry import spiffe_id
 from bulkhead.identity.ties import find_ties
+from bulkhead.policy.findings import excerpt
 from bulkhead.policy.model import Match, Mode, Network, PolicySet, PortSpec, QualifiedName, Rule, RuleId, Workload
 
 
@@ -137,18 +138,26 @@ def compile_commit(policy_set: PolicySet, host: str | None, now: datetime, limit
     try:
         resolved = resolve(policy_set, host, now, limits)
     except PolicyError as error:
-        raise PolicyError(_in_file_order([*findings, *error.diagnostics])) from None
+        raise PolicyError(_shown(policy_set, [*findings, *error.diagnostics])) from None
     index = RuleIndex(resolved.rules)
     findings += check_nevers(resolved, index)
     findings += check_tests(resolved, index)
     findings += check_size(resolved, limits)
     if findings:
-        raise PolicyError(_in_file_order(findings))
+        raise PolicyError(_shown(policy_set, findings))
     return compile_resolved(resolved)
 
 
-def _in_file_order(findings: Iterable[Diagnostic]) -> list[Diagnostic]:
-    return sorted(findings, key=lambda finding: finding.loc)
+def _shown(policy_set: PolicySet, findings: Iterable[Diagnostic]) -> list[Diagnostic]:
+    """In file order, each with its author's line when the policy was read from files."""
+    contents = {file.path: file.content for file in policy_set.sources.files} if policy_set.sources else {}
+    lined = (
+        finding
+        if finding.source_line
+        else replace(finding, source_line=excerpt(contents.get(finding.loc.file, b""), finding.loc.line))
+        for finding in findings
+    )
+    return sorted(lined, key=lambda finding: finding.loc)
 
 
 def check_size(resolved: Resolved, limits: Limits) -> list[Diagnostic]:

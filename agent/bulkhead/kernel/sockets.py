@@ -281,10 +281,13 @@ def _write_origin(state: SockState, process: Process, cgroup_id: int) -> None:
 
 
 def _flags(facts: SocketFacts, accepting: Accepting) -> SockFlag:
-    flags = SockFlag.ADOPTED | SockFlag.ORIGIN
+    flags = SockFlag.ORIGIN
     if facts.raw:
         flags |= SockFlag.RAW
-    # Listeners and idle sockets must not carry it: the kernel hands a listener's storage down to what it accepts.
+    # Listeners and idle streams must carry neither: the kernel hands a listener's storage down to what it accepts, and
+    # that is not older than the hooks.
+    if facts.tcp_state is None or facts.tcp_state in TALKING:
+        flags |= SockFlag.ADOPTED
     if facts.tcp_state in TALKING and not _is_accepted(facts, accepting):
         flags |= SockFlag.OPENED
     return flags

@@ -38,6 +38,9 @@ ORDER = (*HEADERS, *(name for part in PARTS for name in part))
 KERNEL_FIELDS = {
     "OFFSET_TASK_MM": ("task_struct", "mm"),
     "OFFSET_TASK_TGID": ("task_struct", "tgid"),
+    "OFFSET_TASK_CRED": ("task_struct", "cred"),
+    "OFFSET_CRED_EUID": ("cred", "euid"),
+    "OFFSET_CRED_EGID": ("cred", "egid"),
     "OFFSET_MM_EXE_FILE": ("mm_struct", "exe_file"),
     "OFFSET_FILE_INODE": ("file", "f_inode"),
     "OFFSET_INODE_SB": ("inode", "i_sb"),

@@ -66,9 +66,7 @@ def explain(record: FlowRecord, tables: Tables | None, lost: Mapping[str, int], 
         count=record.count,
         first_seen=record.first_seen,
         last_seen=record.last_seen,
-        source=_end(
-            record, record.source, record.source_spiffe_id, record.source_address, record.direction == "egress"
-        ),
+        source=_end(record, short(record.source), record.source_spiffe_id, _address(record.source_address), "source"),
         destination=_destination(record),
         where=_where(record, host),
         because=reason.because if refused else f"allowed by {record.rule or 'a rule no longer known'}",
@@ -110,11 +108,11 @@ def port_text(protocol: str, port: int) -> str:
     return f"{port}/{protocol}" if protocol == "udp" else protocol
 
 
-def _end(record: FlowRecord, name: str, spiffe_id: str, address: str, judged: bool) -> str:
-    parts = [short(name), spiffe_id or ("" if record.source_address == "::" else address)]
-    if judged and record.pid:
+def _end(record: FlowRecord, name: str, spiffe_id: str, address: str, end: str) -> str:
+    parts = [name, spiffe_id or address]
+    if end == record.process_end and record.pid:
         parts += [f"pid {record.pid}", record.exe or record.comm, record.unit or record.cgroup, f"uid {record.uid}"]
-    elif record.peer_pid:
+    elif end != record.process_end and record.peer_pid:
         parts.append(f"pid {record.peer_pid}")
     return "  ".join(filter(None, parts))
 
@@ -122,8 +120,14 @@ def _end(record: FlowRecord, name: str, spiffe_id: str, address: str, judged: bo
 def _destination(record: FlowRecord) -> str:
     separator = " " if record.protocol == "icmp" else ":"
     name = f"{short(record.destination)}{separator}{port_text(record.protocol, record.port)}"
-    address = f"[{record.destination_address}]" if ":" in record.destination_address else record.destination_address
-    return _end(record, name, record.destination_spiffe_id, address, record.direction == "ingress")
+    return _end(record, name, record.destination_spiffe_id, _address(record.destination_address), "destination")
+
+
+def _address(text: str) -> str:
+    """An address as it is written beside a name; that of a socket that has none yet is left out."""
+    if text in ("::", "0.0.0.0"):
+        return ""
+    return f"[{text}]" if ":" in text else text
 
 
 def _where(record: FlowRecord, host: str) -> str:

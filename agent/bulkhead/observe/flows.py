@@ -90,8 +90,11 @@ class FlowRecord:
     """Addresses and source port as last seen."""
     source_port: int
     destination_address: str
+    process_end: str
+    """Which end `pid`, `comm`, `exe`, `uid`, `unit` and `cgroup` tell of: `source` or `destination`. The end that
+    judged, but where the kernel judges both at once (loopback, a refused call) the one that sent."""
     pid: int
-    """Of the end that judged; 0: no process."""
+    """0: no process."""
     comm: str
     exe: str
     uid: int
@@ -320,6 +323,14 @@ def _is_answer(event: tuple[Any, ...]) -> bool:
     return not source >= _EPHEMERAL_MIN > destination
 
 
+def _process_end(event: tuple[Any, ...]) -> str:
+    if event[_HOOK] == EventHook.CALL:
+        return "source"
+    if event[_FLAGS] & EventFlag.LOOPBACK:
+        return "destination" if _is_answer(event) else "source"
+    return "source" if event[_DIRECTION] == Direction.EGRESS else "destination"
+
+
 def _add(entry: _Entry, event: tuple[Any, ...], context: Context) -> None:
     entry.count += 1
     entry.last_ns = max(entry.last_ns, event[_TIME])
@@ -362,6 +373,7 @@ def _snapshot(key: _Key, entry: _Entry) -> FlowRecord:
         source_address=address_text(ends[0]),
         source_port=int.from_bytes(ports[2:] if answer else ports[:2], "big"),
         destination_address=address_text(ends[1]),
+        process_end=_process_end(event),
         pid=event[_TGID],
         comm=event[_COMM].split(b"\0", 1)[0].decode("utf-8", "replace"),
         exe=process.exe,

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from bulkhead.abi import Direction, DropReason, EventFlag, EventHook, Verdict, name_of
+from bulkhead.abi import Direction, DropReason, EventFlag, EventHook, Identity, Verdict, name_of
 from bulkhead.observe.answer import Answer, can
 from bulkhead.observe.explain import asked_about, completeness, decisive, explain, mismatch, why
 from bulkhead.observe.flows import FlowRecord
@@ -177,3 +177,24 @@ def test_classes_are_named_by_their_externals() -> None:
     made = namer()
     assert made.identity(TABLES.class_of(compiled_address("192.0.2.9"))) == "shop/admins + shop/users"
     assert short("shop/admins + shop/users") == "admins + users"
+
+
+def test_a_call_refused_by_the_other_end_tells_of_the_process_that_called() -> None:
+    found = explain(
+        record(
+            direction=Direction.INGRESS,
+            hook=EventHook.CALL,
+            local_identity=identity("db"),
+            remote_identity=identity("web"),
+            source="::",
+        ),
+        TABLES,
+        {},
+    )
+    assert found.source == "web  spiffe://example.org/shop/web  pid 8123  /usr/sbin/nginx  nginx.service  uid 33"
+    assert found.destination == "db:5432  spiffe://example.org/shop/db"
+
+
+def test_an_outside_destination_is_told_with_its_address_before_the_caller_has_one() -> None:
+    found = explain(record(hook=EventHook.CALL, remote_identity=Identity.WORLD, source="::"), TABLES, {})
+    assert found.destination == "world:5432  10.0.0.2"

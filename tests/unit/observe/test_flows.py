@@ -318,3 +318,27 @@ def test_ages_are_numbers_with_a_unit() -> None:
     for text in ("5", "m", "-1s", "1w", ""):
         with pytest.raises(UsageError):
             parse_age(text)
+
+
+@pytest.mark.parametrize(
+    ("changed", "end"),
+    [
+        ({}, "source"),
+        ({"direction": Direction.INGRESS}, "destination"),
+        ({"direction": Direction.INGRESS, "hook": EventHook.CALL}, "source"),
+        ({"direction": Direction.INGRESS, "flags": EventFlag.LOOPBACK}, "source"),
+        (
+            {
+                "direction": Direction.INGRESS,
+                "flags": EventFlag.LOOPBACK | EventFlag.CUT,
+                "source_port": 5432,
+                "destination_port": 40000,
+            },
+            "destination",
+        ),
+    ],
+)
+def test_where_both_ends_are_judged_at_once_the_process_is_the_senders(
+    changed: dict[str, int], end: str
+) -> None:
+    assert record(**changed).process_end == end
