@@ -338,7 +338,5 @@ def test_ages_are_numbers_with_a_unit() -> None:
         ),
     ],
 )
-def test_where_both_ends_are_judged_at_once_the_process_is_the_senders(
-    changed: dict[str, int], end: str
-) -> None:
+def test_where_both_ends_are_judged_at_once_the_process_is_the_senders(changed: dict[str, int], end: str) -> None:
     assert record(**changed).process_end == end
