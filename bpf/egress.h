@@ -98,8 +98,12 @@ static INLINE void egress_keep_stream(struct outcome *o, const struct control *c
     st->flags |= SOCK_FLAG_STREAM;
     if (before == VERDICT_NONE) {
         /* an accepted conversation was counted by its SYN; its first answer counts only if it is dropped after all */
-        if (direction == DIRECTION_INGRESS && !(st->flags & SOCK_FLAG_ADOPTED) && j->verdict != VERDICT_DENY)
-            o->kind = OUTCOME_PASS;
+        if (direction == DIRECTION_INGRESS && !(st->flags & SOCK_FLAG_ADOPTED)) {
+            if (j->verdict == VERDICT_DENY)
+                o->event_flags |= EVENT_FLAG_CUT;
+            else
+                o->kind = OUTCOME_PASS;
+        }
     } else if (before == j->verdict) {
         o->kind = j->verdict == VERDICT_DENY ? OUTCOME_COUNTED : OUTCOME_PASS;
     } else if (j->verdict == VERDICT_DENY) {

@@ -1,0 +1,137 @@
+"""What reads differently in two commits, thing by thing: each thing is known by its kind and name."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from bulkhead.errors import Loc
+from bulkhead.policy.model import External, Match, Never, PolicySet, Rule, Workload
+
+RULE_KINDS: Final = ("allow", "exception", "lifeline")
+
+_KINDS: Final = ("repository", "policy", "workload", "external", *RULE_KINDS, "never")
+"""In the order in which they are shown."""
+
+
+class Detail(NamedTuple):
+    """One field. An empty text: the thing has no such field on that side."""
+
+    field: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class Altered:
+    """Something added, removed or changed. Where it stands in its file is not part of it."""
+
+    kind: str
+    name: str
+    details: tuple[Detail, ...]
+    """The fields that differ; for something added or removed, all that it has."""
+    before: Loc | None
+    """None: added."""
+    after: Loc | None
+    """None: removed."""
+    effect: bool = True
+    """False for a rule that changes nobody's reach."""
+
+    @property
+    def what(self) -> str:
+        """`added`, `removed` or `changed`."""
+        if self.before is None:
+            return "added"
+        return "removed" if self.after is None else "changed"
+
+
+class _Thing(NamedTuple):
+    loc: Loc
+    fields: dict[str, str]
+
+
+Things = dict[tuple[str, str], _Thing]
+
+
+def alterations(before: PolicySet, after: PolicySet, effective: Collection[tuple[str, str]]) -> tuple[Altered, ...]:
+    """Everything that differs. `effective` are the rules that change somebody's reach, by kind and name."""
+    old, new = _things(before), _things(after)
+    names = sorted(old.keys() | new.keys(), key=lambda key: (_KINDS.index(key[0]), key[1]))
+    found = (_altered(key, old.get(key), new.get(key), effective) for key in names)
+    return tuple(one for one in found if one is not None)
+
+
+def _altered(
+    key: tuple[str, str], old: _Thing | None, new: _Thing | None, effective: Collection[tuple[str, str]]
+) -> Altered | None:
+    one, other = old.fields if old else {}, new.fields if new else {}
+    details = tuple(
+        Detail(name, one.get(name, ""), other.get(name, ""))
+        for name in dict.fromkeys((*one, *other))
+        if one.get(name, "") != other.get(name, "")
+    )
+    if old is not None and new is not None and not details:
+        return None
+    effect = key[0] not in RULE_KINDS or key in effective
+    return Altered(*key, details, old.loc if old else None, new.loc if new else None, effect)
+
+
+def _things(policy_set: PolicySet) -> Things:
+    things: Things = {("repository", ""): _repository(policy_set)}
+    for policy in policy_set.policies:
+        fields = {"level": policy.level.value, "owner": policy.owner}
+        things["policy", policy.name] = _Thing(policy.loc, fields)
+    things.update((("workload", one.qualified), _workload(one)) for one in policy_set.workloads)
+    things.update((("external", one.qualified), _external(one)) for one in policy_set.externals)
+    things.update(((one.kind, one.qualified), _rule(one)) for one in policy_set.rules)
+    things.update((("never", f"{one.policy}/{one.name}"), _never(one)) for one in policy_set.nevers)
+    return things
+
+
+def _repository(policy_set: PolicySet) -> _Thing:
+    loc = Loc("bulkhead.yaml", 1, commit=policy_set.sources.abbreviated if policy_set.sources else "")
+    return _Thing(loc, {"trustDomain": policy_set.trust_domain, "hosts.mode": policy_set.host_mode.value})
+
+
+def _workload(one: Workload) -> _Thing:
+    fields = {"match": _match(one.match), "mode": one.mode.value, "labels": _labels(one.labels)}
+    return _Thing(one.loc, fields)
+
+
+def _match(match: Match) -> str:
+    keys = ("host", "unit", "cgroup", "exe", "user", "group")
+    parts = [f"{key}: {_list(getattr(match, key))}" for key in keys if getattr(match, key)]
+    return ", ".join([*parts, "all: true"] if match.everything else parts)
+
+
+def _labels(labels: Iterable[tuple[str, str]]) -> str:
+    return ", ".join(f"{key}: {value}" for key, value in labels)
+
+
+def _external(one: External) -> _Thing:
+    return _Thing(one.loc, {"cidr": _list(map(str, one.cidr)), "except": _list(map(str, one.excluded))})
+
+
+def _rule(one: Rule) -> _Thing:
+    return _Thing(one.loc, dict(_rule_fields(one)))
+
+
+def _rule_fields(one: Rule) -> Iterator[tuple[str, str]]:
+    yield from _ends(one)
+    yield "expires", one.expires.isoformat() if one.expires else ""
+    yield from (("owner", one.owner), ("ticket", one.ticket), ("why", one.why))
+
+
+def _never(one: Never) -> _Thing:
+    return _Thing(one.loc, {**dict(_ends(one)), "why": one.why})
+
+
+def _ends(one: Rule | Never) -> Iterator[tuple[str, str]]:
+    yield "from", one.source.text
+    yield "to", one.destination.text
+    yield "ports", ", ".join(dict.fromkeys(spec.text for spec in one.ports))
+
+
+def _list(texts: Iterable[str]) -> str:
+    return ", ".join(texts)

@@ -1,0 +1,212 @@
+"""The JSON Schema of the language, for editors that complete and check while one writes.
+
+Made from the same tables of keys that the parser reads by, so that neither can know a key that the other does not. It
+judges form alone: names that do not resolve, globs, invariants and tests are for `bulkhead lint` and `bulkhead test`.
+`python -m bulkhead.policy.schema` prints docs/schema/v1alpha1.json.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, Final
+
+from bulkhead.policy import read, values
+from bulkhead.policy.fields import Keys
+from bulkhead.policy.ports import ICMP_TYPES, PORT_MAX
+
+Schema = dict[str, Any]
+
+DIALECT: Final = "http://json-schema.org/draft-07/schema#"
+"""The newest that every editor's language server reads."""
+
+_NAME: Final = values._NAME.pattern
+_NUMBER: Final = "[1-9][0-9]{0,4}"
+_ICMP: Final = f"icmp(/({'|'.join(ICMP_TYPES)}))?"
+_PORT: Final = f"any|{_ICMP}|proto/[0-9]{{1,3}}|(any|{_NUMBER}(-{_NUMBER})?)(/(tcp|udp))?"
+_PEER_NAME: Final = f"{_NAME}(/{_NAME})?"
+
+
+def _matching(pattern: str, what: str) -> Schema:
+    return {"type": "string", "pattern": f"^({pattern})$", "description": what}
+
+
+def _word(words: dict[str, Any], what: str) -> Schema:
+    return {"enum": list(words), "description": what}
+
+
+def _prose(what: str) -> Schema:
+    return {"type": "string", "minLength": 1, "description": what}
+
+
+def _list(items: Schema, what: str, *, empty: bool = True) -> Schema:
+    return {"type": "array", "items": items, "description": what, **({} if empty else {"minItems": 1})}
+
+
+def _one_or_many(item: Schema, what: str) -> Schema:
+    return {"anyOf": [item, {"type": "array", "items": item, "minItems": 1}], "description": what}
+
+
+def _see(name: str, what: str = "") -> Schema:
+    # Beside a reference draft 7 ignores everything, so the description needs a level of its own.
+    return {"allOf": [{"$ref": f"#/definitions/{name}"}], "description": what} if what else _ref(name)
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/definitions/{name}"}
+
+
+def _object(keys: Keys, fields: dict[str, Schema], what: str, **more: Any) -> Schema:
+    """A mapping of these keys and no others. Raises KeyError when a key has no schema."""
+    return {
+        "type": "object",
+        "description": what,
+        "properties": {key: fields[key] for key in keys.known()},
+        "required": list(keys.required),
+        "additionalProperties": False,
+        **more,
+    }
+
+
+def _named(definition: str, what: str) -> Schema:
+    """A mapping from new names."""
+    names = {"pattern": f"^({_NAME})$", "not": {"enum": sorted(values.RESERVED)}}
+    return {"type": "object", "propertyNames": names, "additionalProperties": _ref(definition), "description": what}
+
+
+_ACCOUNT: Final = {
+    "anyOf": [
+        {"type": "string", "pattern": f"^({values._USER.pattern}|0|[1-9][0-9]{{0,9}})$"},
+        {"type": "integer", "minimum": 0, "maximum": values.UID_MAX},
+    ]
+}
+_PATH: Final = {"type": "string", "pattern": "^/"}
+
+_MATCH: Final[dict[str, Schema]] = {
+    "host": _one_or_many(
+        {"type": "string", "pattern": f"^({values._HOST.pattern})$"},
+        "Glob over the host's name: limits where the workload can be.",
+    ),
+    "unit": _one_or_many(
+        {"type": "string", "pattern": "^[^/]+$"}, "Glob over the systemd unit, such as `nginx.service`."
+    ),
+    "cgroup": _one_or_many(
+        _PATH, "Glob over the control group path; covers the subtree. `*` and `?` stay within a component."
+    ),
+    "exe": _one_or_many(_PATH, "Path of the executable with all symbolic links resolved; no globs."),
+    "user": _one_or_many(_ACCOUNT, "Effective user when the socket was opened: name or number."),
+    "group": _one_or_many(_ACCOUNT, "Primary group when the socket was opened: name or number."),
+    "all": {"const": True, "description": "Every attested endpoint; stands alone, with `host` at most."},
+}
+
+_RULE: Final[dict[str, Schema]] = {
+    "name": _see("name", "Unique among the rules of the policy."),
+    "from": _see("peer", "Who opens the conversation."),
+    "to": _see("peer", "Who is connected to; the ports are its."),
+    "ports": _list(_ref("port"), "What may be connected to.", empty=False),
+    "owner": _prose("Who answers for it."),
+    "ticket": _prose("Where it was agreed."),
+    "why": _prose("The reason, shown with verdicts."),
+    "mtls": _word(read.MTLS, "Whether both ends must prove who they are; `required` unless written."),
+    "expires": _matching(values._TIME.pattern, "When it lapses, such as 2027-01-31T18:00:00Z; kept by the kernel."),
+}
+
+_POLICY: Final[dict[str, Schema]] = {
+    "apiVersion": {"const": read.API_VERSION},
+    "kind": {"const": "Policy"},
+    "metadata": _ref("metadata"),
+    "workloads": _named("workload", "Named sets of endpoints. Each has one identity."),
+    "externals": _named("external", "Named sets of addresses outside."),
+    "allow": _list(_ref("allow"), "What may talk to what. What no rule allows is refused; order never matters."),
+    "never": _list(_ref("never"), "Invariants: a commit with a rule that breaks one is refused."),
+    "exceptions": _list(_ref("exception"), "Allows that end."),
+    "tests": _list(_ref("test"), "What must reach and what must not. A commit that fails one is refused."),
+}
+
+_REPOSITORY: Final[dict[str, Schema]] = {
+    "apiVersion": {"const": read.API_VERSION},
+    "kind": {"const": "Repository"},
+    "trustDomain": _matching(values._TRUST_DOMAIN.pattern, "First part of every SPIFFE ID."),
+    "defaults": _ref("defaults"),
+    "hosts": _ref("hosts"),
+}
+
+_OTHERS: Final[dict[str, Schema]] = {
+    "mode": _word(read.MODES, "Whether refusals are only counted (`observe`) or drop packets (`enforce`)."),
+    "mtls": _RULE["mtls"],
+    "lifeline": _list(_ref("lifeline"), "Rules that keep you in."),
+    "level": _word(read.LEVELS, "Who may write it; not a precedence."),
+    "owner": _prose("The team that answers for the policy."),
+    "name": {**_matching(_NAME, "Unique in the repository."), "not": {"const": read.HOSTS}},
+    "match": _ref("match"),
+    "labels": _see("labels", "What rules may select the workload by."),
+    "cidr": _list(_ref("prefix"), "Its addresses.", empty=False),
+    "except": _list(_ref("prefix"), "Addresses that are not among them."),
+    "from": _RULE["from"],
+    "accept": _list(_ref("target"), "Every member of `from` reaches every member of these."),
+    "deny": _list(_ref("target"), "No member of `from` reaches any member of these."),
+}
+
+
+def schema() -> Schema:
+    """The schema of one document of a policy repository."""
+    return {
+        "$schema": DIALECT,
+        "title": read.API_VERSION,
+        "description": "One document of a Bulkhead policy repository.",
+        "oneOf": [_ref("repository"), _ref("policy")],
+        "definitions": {**_scalars(), **_mappings()},
+    }
+
+
+def _scalars() -> dict[str, Schema]:
+    label = f"^({values._LABEL.pattern})$"
+    peer = _matching(_PEER_NAME, "A name of this policy, `policy/name` of another, `any`, `host` or `world`.")
+    return {
+        "name": {"type": "string", "pattern": f"^({_NAME})$"},
+        "labels": {
+            "type": "object",
+            "minProperties": 1,
+            "propertyNames": {"pattern": label},
+            "additionalProperties": {"type": "string", "pattern": label},
+        },
+        "peer": {"anyOf": [peer, _list(peer, "Any of these.", empty=False), _see("labels", "All that carry these.")]},
+        "port": {
+            "anyOf": [
+                {"type": "integer", "minimum": 1, "maximum": PORT_MAX},
+                _matching(_PORT, "Such as 8000-8100, 53/udp, icmp/echo, proto/47 or any; numbers alone are TCP."),
+            ]
+        },
+        "target": _matching(f"{_PEER_NAME}:({_PORT})", "PEER:PORT"),
+        "prefix": _matching(values._PREFIX.pattern, "An address or a prefix without host bits."),
+    }
+
+
+def _mappings() -> dict[str, Schema]:
+    alone = {"if": {"required": ["all"]}, "then": {"propertyNames": {"enum": ["all", "host"]}}}
+    either = {"anyOf": [{"required": ["accept"]}, {"required": ["deny"]}]}
+    lifeline = {**_RULE, "to": _matching(f"host:({_PORT})", "host:PORT")}
+    return {
+        "repository": _object(read.KEYS_REPOSITORY, _REPOSITORY, "The repository: once, in bulkhead.yaml."),
+        "defaults": _object(read.KEYS_DEFAULTS, _OTHERS, "What holds where a workload or a rule says nothing."),
+        "hosts": _object(read.KEYS_HOSTS, _OTHERS, "The machines themselves."),
+        "lifeline": _object(read.KEYS_LIFELINE, lifeline, "A rule to the host."),
+        "policy": _object(read.KEYS_POLICY, _POLICY, "Workloads, and what may talk to what."),
+        "metadata": _object(read.KEYS_METADATA, _OTHERS, "Whose policy it is."),
+        "workload": _object(read.KEYS_WORKLOAD, _OTHERS, "A set of endpoints."),
+        "match": _object(values.MATCH, _MATCH, "Keys AND, a list ORs.", minProperties=1, **alone),
+        "external": _object(read.KEYS_EXTERNAL, _OTHERS, "`cidr` less `except`."),
+        "allow": _object(read.KEYS_ALLOW, _RULE, "A rule. It opens both ends."),
+        "exception": _object(read.KEYS_EXCEPTION, _RULE, "A rule that ends."),
+        "never": _object(read.KEYS_NEVER, _RULE, "An invariant; without `ports` about all of them."),
+        "test": _object(read.KEYS_TEST, _OTHERS, "Expectations, judged as if all modes were enforce.", **either),
+    }
+
+
+def document() -> str:
+    """docs/schema/v1alpha1.json."""
+    return json.dumps(schema(), indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(document())

@@ -1,0 +1,126 @@
+"""The published schema takes what the parser takes, and refuses keys that it does not know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+
+from bulkhead.errors import PolicyError
+from bulkhead.policy.codes import CODES
+from bulkhead.policy.parse import parse
+from bulkhead.policy.schema import document, schema
+from property import strategies
+from unit.policy.conftest import make_sources
+from unit.policy.test_meaning import SHOP
+
+ROOT = Path(__file__).parents[3]
+HEAD = "apiVersion: bulkhead/v1alpha1\nkind: Policy\nmetadata: {name: shop, level: app, owner: team-shop}\n"
+WHOLE = f"""{HEAD}{SHOP}
+allow:
+  - {{name: https-in, from: users, to: web, ports: [443, "8000-8100", 53/udp, any/tcp, icmp/echo, proto/47]}}
+  - {{name: by-label, from: {{zone: a}}, to: [web, api], ports: [any], why: they belong together, mtls: required}}
+never:
+  - {{name: web-not-db, from: web, to: db, why: card data}}
+exceptions:
+  - {{name: dba, from: any, to: db, ports: [5432], expires: 2027-01-31T18:00:00Z, owner: dba, ticket: OPS-1}}
+tests:
+  - {{from: web, accept: ["api:any"], deny: ["db:5432", "shop/db:53/udp"]}}
+"""
+
+
+class Loader(yaml.SafeLoader):
+    """YAML as editors read it: a date is text."""
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+VALIDATOR = jsonschema.Draft7Validator(schema())
+
+
+def documents(text: str) -> list[Any]:
+    return [found for found in yaml.load_all(text, Loader) if found is not None]
+
+
+def valid(text: str) -> bool:
+    return all(VALIDATOR.is_valid(found) for found in documents(text))
+
+
+def test_the_published_schema_is_fresh() -> None:
+    assert (ROOT / "docs/schema/v1alpha1.json").read_text() == document()
+
+
+def test_the_schema_is_one() -> None:
+    jsonschema.Draft7Validator.check_schema(schema())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "policies").rglob("*.yaml")), ids=lambda path: path.name)
+def test_every_policy_that_is_shipped_is_valid(path: Path) -> None:
+    found = documents(path.read_text())
+    assert found
+    for one in found:
+        VALIDATOR.validate(one)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(strategies.policy_sets())
+def test_whatever_the_parser_takes_is_valid(policy_set) -> None:
+    for text in strategies.files_of(policy_set).values():
+        for one in documents(text):
+            VALIDATOR.validate(one)
+
+
+def test_every_part_of_the_language_is_valid() -> None:
+    VALIDATOR.validate(documents(WHOLE)[0])
+
+
+def test_examples_of_warnings_are_valid() -> None:
+    examples = [code.example for code in CODES.values() if code.severity == "warning" and code.example.endswith("\n")]
+    assert examples
+    assert [text for text in examples if _parses(text) and not valid(text)] == []
+
+
+def _parses(text: str) -> bool:
+    name = "bulkhead.yaml" if "kind: Repository" in text else "shop.yaml"
+    try:
+        parse(make_sources({name: text}))
+    except PolicyError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("number", ["BH0203", "BH0204", "BH0205", "BH0206", "BH0207", "BH0208", "BH0301", "BH0302"])
+def test_what_the_parser_refuses_for_its_form_is_invalid(number: str) -> None:
+    text = CODES[number].example
+    assert not _parses(text)
+    assert not valid(text)
+
+
+PLACES: list[tuple[Any, ...]] = [
+    (),
+    ("metadata",),
+    ("workloads", "web"),
+    ("workloads", "web", "match"),
+    ("externals", "users"),
+    ("allow", 0),
+    ("never", 0),
+    ("exceptions", 0),
+    ("tests", 0),
+]
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: ".".join(map(str, place)) or "document")
+def test_unknown_keys_are_invalid_everywhere(place: tuple[Any, ...]) -> None:
+    whole = documents(WHOLE)[0]
+    inner = whole
+    for step in place:
+        inner = inner[step]
+    inner["colour"] = "red"
+    assert not VALIDATOR.is_valid(whole)
