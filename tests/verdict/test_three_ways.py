@@ -176,11 +176,17 @@ def _check_local(world: World, asked: Opening, remote: Identified) -> None:
     _agree(ruling, expected, direction)
 
 
+FOREIGN_ICMP = {4: 58, 6: 1}
+"""The ICMP of the other address family, which no packet can carry meaningfully."""
+
 _STRICTNESS = (Verdict.DENY, Verdict.WOULD_DENY, Verdict.ALLOW)
 
 
 def _check_leaving(world: World, asked: Opening, address: Address) -> None:
     expected = world.expected(asked.local, asked.direction, address, asked.protocol, asked.port)
+    if asked.protocol == FOREIGN_ICMP[address.version]:
+        verdict = Verdict.DENY if world.any_mode is Mode.ENFORCE else Verdict.WOULD_DENY
+        expected = Expected(verdict, DropReason.MALFORMED, 0)
     frame = opening(HERE[address.version], address, asked.protocol, asked.port)
     ruling = world.judge.send(frame, world.state(asked.local))
     answers = asked.protocol == UDP and expected.verdict is not Verdict.ALLOW
