@@ -6,8 +6,10 @@
 
 static INLINE void cgroup_stamp_new(struct bpf_sock *sk, void *ctx)
 {
+    /* a worker of the kernel binds for somebody else (MPTCP subflows): the wall asks the packet whose socket it is */
+    if (!identity_read_pointer(bpf_get_current_task(), OFFSET_TASK_MM))
+        return;
     struct sock_state *st = sockets.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-
     if (!st || (st->flags & SOCK_FLAG_ORIGIN))
         return;
     identity_stamp(st, socket_cookie(ctx));

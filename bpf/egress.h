@@ -160,8 +160,8 @@ static INLINE void egress_owned(struct __sk_buff *skb, struct outcome *o, const 
     if (lo)
         endpoint_receiver(skb, p, c, &to);
     int listens = tcp && (state == TCP_STATE_LISTEN || state == TCP_STATE_NEW_SYN_RECV);
-    if (listens && lo && !to.found)
-        return; /* whoever asked is gone: the stack resets it */
+    if (tcp && lo && !to.found && (p->tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_ACK)) != TCP_FLAG_SYN)
+        return; /* the other end has closed, or waits for stray segments: there is nobody to judge, nor to receive it */
     if (udp) {
         if (to.st)
             to.st->peer_tgid = st->tgid; /* from here on what it sends may be an answer: see cgroup.c */
