@@ -77,6 +77,7 @@ static INLINE int egress_tcp_control(struct outcome *o, const struct control *c,
     }
     if ((p->tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_ACK)) == TCP_FLAG_SYN) {
         st->flags |= SOCK_FLAG_OPENED;
+        st->verdict = VERDICT_NONE;
         st->generation = 0;
     }
     return 0;
@@ -87,7 +88,7 @@ static INLINE void egress_keep_stream(struct outcome *o, const struct control *c
                                       int refused_there)
 {
     const struct judgement *j = o->j;
-    u32 before = st->generation ? st->verdict : VERDICT_NONE;
+    u32 before = st->verdict; /* of the same conversation, whoever its end was then */
 
     st->remote_identity = refused_there ? j->local : j->remote;
     st->rule_id = j->rule_id;
@@ -160,8 +161,9 @@ static INLINE void egress_owned(struct __sk_buff *skb, struct outcome *o, const 
     if (lo)
         endpoint_receiver(skb, p, c, &to);
     int listens = tcp && (state == TCP_STATE_LISTEN || state == TCP_STATE_NEW_SYN_RECV);
-    if (tcp && lo && !to.found && (p->tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_ACK)) != TCP_FLAG_SYN)
-        return; /* the other end has closed, or waits for stray segments: there is nobody to judge, nor to receive it */
+    /* the other end of what was allowed has closed, or waits for stray segments: nobody to judge, nor to receive it */
+    if (tcp && lo && !to.found && (listens || st->verdict == VERDICT_ALLOW || st->verdict == VERDICT_WOULD_DENY))
+        return;
     if (udp) {
         if (to.st)
             to.st->peer_tgid = st->tgid; /* from here on what it sends may be an answer: see cgroup.c */

@@ -34,7 +34,6 @@ _SYS_PIDFD_GETFD = {"x86_64": 438, "aarch64": 438}
 _SO_COOKIE = 57
 _SO_NETNS_COOKIE = 71
 _PEER_GENERATION_BITS = 0xFFFF
-_NEVER_IN_FORCE = 1 << 31
 _REFUSALS = (errno.EPERM, errno.EACCES)
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -252,11 +251,7 @@ def _restamp_one(storage: Map, one: socket.socket, process: Process, cgroup_id: 
     state = read_state(storage, one.fileno())
     if state is None or state.tgid != process.pid:
         return "kept"
-    judged = state.generation
     _write_origin(state, process, cgroup_id)
-    # A generation that never is in force: what was allowed stays known as such until it is judged again, so that it is
-    # neither counted twice nor, when it is cut, left standing.
-    state.generation = judged ^ _NEVER_IN_FORCE if judged else 0
     # Which peers it has opened to stays true; that they were allowed does not.
     state.peer_word &= ~_PEER_GENERATION_BITS
     return _write(storage, one, state, BPF_EXIST)
