@@ -157,7 +157,10 @@ def main() -> None:
     libc.prctl(_PR_SET_PDEATHSIG, 15, 0, 0, 0)
     channel = socket.socket(fileno=int(number))
     confine()
-    serve(Compiler(Path(repository), ref, host, channel, ParseCache()))
+    try:
+        serve(Compiler(Path(repository), ref, host, channel, ParseCache()))
+    except ConnectionError:
+        return  # the agent is gone, and nobody is left to tell
 
 
 if __name__ == "__main__":
