@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,28 +11,16 @@ import pytest
 
 from bulkhead.cli.main import run
 from bulkhead.policy.schema import schema
+from lab.repository import POLICIES, example_repository, git
 
-POLICIES = Path(__file__).parents[3] / "policies"
 Captured = pytest.CaptureFixture[str]
 Change = Callable[[str, str], None]
-
-
-def git(directory: Path, *arguments: str) -> None:
-    settings = ("-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "init.defaultBranch=main")
-    subprocess.run(["git", *settings, *arguments], cwd=directory, check=True, capture_output=True)
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """The example policy, committed."""
-    directory = tmp_path / "repository"
-    directory.mkdir()
-    git(directory, "init", "-q")
-    for path in POLICIES.glob("*.yaml"):
-        (directory / path.name).write_text(path.read_text())
-    git(directory, "add", ".")
-    git(directory, "commit", "-qm", "shop")
-    return directory
+    return example_repository(tmp_path / "repository")
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import pytest
 
 from bulkhead.cli import doctor
 from bulkhead.cli.main import COMMANDS, run
+from lab.repository import POLICIES, example_repository
 
-POLICIES = Path(__file__).parents[3] / "policies"
 INVENTORY = """
 endpoints:
   - {name: front, host: h1, cgroup: /shop/web}
@@ -30,21 +30,10 @@ def inventory(tmp_path: Path) -> Path:
     return path
 
 
-def git(directory: Path, *arguments: str) -> None:
-    settings = ("-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "init.defaultBranch=main")
-    subprocess.run(["git", *settings, *arguments], cwd=directory, check=True, capture_output=True)
-
-
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """The example policy, committed; the work tree then breaks it."""
-    directory = tmp_path / "repository"
-    directory.mkdir()
-    git(directory, "init", "-q")
-    for path in POLICIES.glob("*.yaml"):
-        (directory / path.name).write_text(path.read_text())
-    git(directory, "add", ".")
-    git(directory, "commit", "-qm", "shop")
+    directory = example_repository(tmp_path / "repository")
     broken = (directory / "shop.yaml").read_text().replace("workloads:", "workload:")
     (directory / "shop.yaml").write_text(broken)
     return directory
