@@ -24,9 +24,26 @@ int cgroup_sock(struct bpf_sock *ctx)
     return 1;
 }
 
-/* The local endpoint that would receive on `address`, or the host when nobody listens. */
-static INLINE void cgroup_receiver(struct bpf_sock_addr *ctx, const struct packet *p, const struct control *c,
-                                   struct endpoint *to)
+/*
+ * Whether others share the port of `sk` (SO_REUSEPORT): then the source port decides who receives, and connect() has
+ * none yet. The verifier lets nobody compute with a socket pointer, but it lets the stack word that holds one be read.
+ */
+static INLINE int cgroup_shares_port(struct bpf_sock *sk)
+{
+    struct bpf_sock *held = sk;
+    u64 at = 0;
+    u16 sharers = 0;
+
+    kernel_read(&at, sizeof(at), &held);
+    u64 group = identity_read_pointer(at, OFFSET_SOCK_REUSEPORT);
+    if (group)
+        kernel_read(&sharers, sizeof(sharers), (void *)(group + OFFSET_REUSEPORT_COUNT));
+    return sharers > 1;
+}
+
+/* Find the local endpoint that would receive, or the host when nobody listens; 0 when it cannot be told yet. */
+static INLINE int cgroup_receiver(struct bpf_sock_addr *ctx, const struct packet *p, const struct control *c,
+                                  struct endpoint *to)
 {
     struct bpf_sock_tuple tuple = {};
     u32 size = endpoint_tuple(&tuple, p);
@@ -37,15 +54,19 @@ static INLINE void cgroup_receiver(struct bpf_sock_addr *ctx, const struct packe
     to->identity = IDENTITY_HOST;
     to->mode = identity_host_mode(c);
     if (!sk)
-        return;
+        return 1;
+    int shared = cgroup_shares_port(sk);
     to->st = sockets.sk_storage_get(sk, 0, 0);
     bpf_sk_release(sk);
+    if (shared)
+        return 0;
     to->identity = IDENTITY_UNKNOWN;
     if (to->st) {
         identity_derive(to->st, c);
         to->identity = to->st->local_identity;
         to->mode = to->st->local_mode;
     }
+    return 1;
 }
 
 static INLINE void cgroup_event(const struct control *c, const struct packet *p, const struct judgement *j,
@@ -93,7 +114,8 @@ static INLINE int cgroup_refuses(struct bpf_sock_addr *ctx, struct packet *p)
         if (j.verdict != VERDICT_DENY)
             return 0;
     }
-    cgroup_receiver(ctx, p, &c, &to);
+    if (!cgroup_receiver(ctx, p, &c, &to))
+        return 0;
     policy_judge(&near, &c, st->local_identity, st->local_mode, DIRECTION_EGRESS, to.identity, p->protocol,
                  p->destination_port);
     if (near.verdict == VERDICT_DENY) {

@@ -51,6 +51,8 @@ KERNEL_FIELDS = {
     "OFFSET_CGROUP_KN": ("cgroup", "kn"),
     "OFFSET_CGROUP_ROOT_HIERARCHY": ("cgroup_root", "hierarchy_id"),
     "OFFSET_KERNFS_ID": ("kernfs_node", "id"),
+    "OFFSET_SOCK_REUSEPORT": ("sock", "sk_reuseport_cb"),
+    "OFFSET_REUSEPORT_COUNT": ("sock_reuseport", "num_socks"),
 }
 """Fields of kernel structures that the programs read; their places come from the running kernel's BTF."""
 
