@@ -11,7 +11,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
@@ -21,7 +21,7 @@ from typing import TypeVar
 from hypothesis import strategies as st
 
 from bulkhead.abi import Direction
-from bulkhead.dataplane.reference import Address, Endpoint, Identified, Remote, Standing, can_be_on
+from bulkhead.dataplane.reference import Address, Endpoint, Identified, Pod, Remote, Standing, can_be_on
 from bulkhead.errors import Loc
 from bulkhead.policy.model import (
     Entity,
@@ -37,6 +37,7 @@ from bulkhead.policy.model import (
     PortSpec,
     Rule,
     RuleId,
+    Scope,
     Workload,
 )
 
@@ -89,6 +90,13 @@ EXES = ("/usr/sbin/nginx", "/usr/bin/pgbackrest", "/usr/bin/python3.11")
 USERS = (("root", 0), ("eric", 1000), ("postgres", 113), ("", 4242))
 GROUPS = (("root", 0), ("data", 2001), ("staff", 50))
 
+CLUSTERS = ("prod", "lab")
+NAMESPACES = ("shop", "shop-2", "billing")
+NAMESPACE_GLOBS = ("shop", "shop*", "shop-?", "*", "billing")
+ACCOUNTS = ("web", "web-2", "default")
+ACCOUNT_GLOBS = ("web", "web*", "web-?", "*", "default")
+POD_LABELS = {"app": ("web", "api"), "track": ("", "canary"), "x.example/tier": ("web",)}
+
 CIDRS: tuple[Network, ...] = tuple(
     ip_network(text)
     for text in (
@@ -117,6 +125,8 @@ STRAY_ADDRESSES: tuple[Address, ...] = (
     IPv6Address("2001:db8:9::1"),
     IPv6Address("fd00::7"),
 )
+
+DNS_NAMES = ("s3.example.net", "*.example.net", "shop.s3.example.net", "*.s3.example.net", "api.example.org")
 
 TCP, UDP, ICMP, ICMP6 = 6, 17, 1, 58
 WITH_PORTS = (TCP, UDP)
@@ -199,6 +209,28 @@ POOLS: Mapping[str, tuple[str, ...]] = {
 _KEYS = st.one_of(_some(tuple(sorted(POOLS))), _some(tuple(sorted(POOLS))), st.just(()))
 
 
+_ACCOUNT_LISTS = st.one_of(st.just(()), _some(ACCOUNT_GLOBS))
+_NAMESPACE_LISTS = _some(NAMESPACE_GLOBS)
+_CARRIED = st.fixed_dictionaries({}, optional={key: st.sampled_from(texts) for key, texts in POD_LABELS.items()})
+_SCOPES = st.builds(Scope, st.sampled_from(CLUSTERS), st.sampled_from(("", *NAMESPACES)))
+
+
+@st.composite
+def pod_matches(draw: st.DrawFn, scope: Scope | None = None) -> Match:
+    """A selector of pods, in a policy of that scope."""
+    own = (scope.namespace,) if scope and scope.namespace else draw(_NAMESPACE_LISTS)
+    labels = tuple(sorted(draw(_CARRIED).items()))
+    cluster = scope.cluster if scope else ""
+    return Match(namespace=own, service_account=draw(_ACCOUNT_LISTS), labels=labels, cluster=cluster)
+
+
+@st.composite
+def pods(draw: st.DrawFn) -> Pod:
+    """A pod of one of the clusters."""
+    namespace, account = draw(st.sampled_from(NAMESPACES)), draw(st.sampled_from(ACCOUNTS))
+    return Pod(draw(st.sampled_from(CLUSTERS)), namespace, account, draw(_CARRIED))
+
+
 @st.composite
 def matches(draw: st.DrawFn) -> Match:
     """A selector that an author may write."""
@@ -210,7 +242,9 @@ def matches(draw: st.DrawFn) -> Match:
     return Match(match.host, patterns["cgroup"], patterns["unit"], patterns["exe"], patterns["user"], patterns["group"])
 
 
-def _shape(match: Match) -> tuple[str, ...]:
+def _shape(match: Match) -> tuple[object, ...]:
+    if match.of_pods:
+        return bool(match.service_account), len(match.labels), match.cluster
     return tuple(f.name for f in fields(Match) if f.name != "host" and getattr(match, f.name))
 
 
@@ -220,7 +254,8 @@ def _wildcards(pattern: str) -> int:
 
 def _totals(match: Match) -> set[tuple[int, int]]:
     """Every (exact patterns, literal characters) that some endpoint could give this selector, and a few none could."""
-    chosen = [getattr(match, f.name) for f in fields(Match) if f.name != "everything" and getattr(match, f.name)]
+    keys = ("host", *POOLS, "namespace", "service_account")
+    chosen = [getattr(match, key) for key in keys if getattr(match, key)]
     return {
         (sum(not _wildcards(p) for p in combination), sum(len(p) - _wildcards(p) for p in combination))
         for combination in itertools.product(*chosen)
@@ -240,18 +275,26 @@ def may_tie(one: Match, other: Match) -> bool:
     """Whether two selectors could select one endpoint with equal right. Says yes too often, never too seldom."""
     if _shape(one) != _shape(other) or not _totals(one) & _totals(other):
         return False
-    return not any(_apart(f.name, getattr(one, f.name), getattr(other, f.name)) for f in fields(Match)[:-1])
+    carried = dict(other.labels)
+    if any(carried.get(key, text) != text for key, text in one.labels):
+        return False
+    keys = ("host", *POOLS, "namespace", "service_account")
+    return not any(_apart(key, getattr(one, key), getattr(other, key)) for key in keys)
+
+
+_MATCHES = st.one_of(matches(), matches(), matches(), pod_matches())
 
 
 @st.composite
-def workloads(draw: st.DrawFn, policy: str, loc: Loc) -> list[Workload]:
+def workloads(draw: st.DrawFn, policy: str, loc: Loc, scope: Scope | None = None) -> list[Workload]:
     """The workloads of one policy; now and then with a twin that only a live user can show to tie."""
+    selectors = pod_matches(scope) if scope else _MATCHES
     made = [
-        Workload(policy, name, draw(matches()), draw(_MODES), loc, draw(_LABEL_SETS))
+        Workload(policy, name, draw(selectors), draw(_MODES), loc, draw(_LABEL_SETS))
         for name in draw(_some(("web", "api", "db", "job"), most=3))
     ]
     first = made[0]
-    if draw(_RARELY):
+    if not first.match.of_pods and draw(_RARELY):
         made[0] = replace(first, match=replace(first.match, user=("eric",), everything=False))
         made.append(replace(first, name="twin", match=replace(first.match, user=("1000",), everything=False)))
     return made
@@ -274,14 +317,18 @@ def _within(networks: Iterable[Network]) -> list[Network]:
 
 
 _EXTERNAL_NAMES = st.lists(st.sampled_from(("users", "admins")), max_size=2, unique=True)
+_DNS_LISTS = _some(DNS_NAMES)
 _CIDR_LISTS = st.lists(st.sampled_from(CIDRS), min_size=1, max_size=3, unique=True).map(tuple)
 
 
 @st.composite
 def externals(draw: st.DrawFn, policy: str, loc: Loc) -> list[External]:
-    """The externals of one policy: prefixes of both families with holes in them."""
+    """The externals of one policy: prefixes of both families with holes in them, or DNS names."""
     made = []
     for name in draw(_EXTERNAL_NAMES):
+        if draw(_SELDOM):
+            made.append(External(policy, name, (), (), loc, draw(_DNS_LISTS)))
+            continue
         cidr = draw(_CIDR_LISTS)
         holes = _within(cidr)
         excluded = draw(st.lists(st.sampled_from(holes), max_size=2, unique=True)) if holes else []
@@ -409,7 +456,8 @@ _POLICY_NAMES = _some(("shop", "ops", "lab"))
 def policy_sets(draw: st.DrawFn) -> PolicySet:
     """A whole repository as the values its text would parse into, but for lines and columns."""
     homes = {name: Loc(draw(_FILES), 1) for name in draw(_POLICY_NAMES)}
-    kept = _without_ties(w for name, loc in homes.items() for w in draw(workloads(name, loc)))
+    scopes = {name: draw(_SCOPES) if draw(_RARELY) else None for name in homes}
+    kept = _without_ties(w for name, loc in homes.items() for w in draw(workloads(name, loc, scopes[name])))
     outside = tuple(e for name, loc in homes.items() for e in draw(externals(name, loc)))
     named: list[Workload | External] = [*kept, *outside]
     made = draw(lifelines(named, Loc(ROOT_FILE, 1))) if named else []
@@ -419,7 +467,7 @@ def policy_sets(draw: st.DrawFn) -> PolicySet:
         commit="",
         trust_domain="example.org",
         host_mode=draw(_MODES),
-        policies=tuple(Policy(name, draw(_LEVELS), "", loc) for name, loc in homes.items()),
+        policies=tuple(Policy(name, draw(_LEVELS), "", loc, scopes[name]) for name, loc in homes.items()),
         workloads=kept,
         externals=outside,
         rules=_numbered(made),
@@ -488,6 +536,12 @@ def _grown(match: Match, rng: Random) -> str:
     if match.unit:
         return "/system.slice/" + rng.choice(match.unit).replace("*", "x").replace("?", "y")
     return ""
+
+
+def dns_names(policy_set: PolicySet) -> list[str]:
+    """Every DNS name that was written, one below each `*`, and one that nobody wrote."""
+    written = {name for external in policy_set.externals for name in external.fqdn}
+    return sorted({name.replace("*", "some") for name in written} | {"elsewhere.example"})
 
 
 def boundary_addresses(policy_set: PolicySet) -> list[Address]:
@@ -650,7 +704,10 @@ def _policy_text(policy_set: PolicySet, policy: Policy) -> str:
         "kind: Policy",
         "metadata: " + _flow({"name": policy.name, "level": policy.level.value}),
     ]
-    lines += _block("workloads", {w.name: _workload_value(w) for w in policy_set.workloads if w.policy == policy.name})
+    if policy.scope is not None:
+        lines.append("scope: " + _flow({key: text for key, text in asdict(policy.scope).items() if text}))
+    own = [workload for workload in policy_set.workloads if workload.policy == policy.name]
+    lines += _block("workloads", {w.name: _workload_value(w, policy.scope) for w in own})
     lines += _block("externals", {e.name: _external_value(e) for e in policy_set.externals if e.policy == policy.name})
     lines += _sequence("allow", [_rule_value(rule) for rule in own_rules if rule.kind == "allow"])
     lines += _sequence("exceptions", [_rule_value(rule) for rule in own_rules if rule.kind == "exception"])
@@ -665,18 +722,30 @@ def _sequence(key: str, items: Sequence[object]) -> list[str]:
     return [f"{key}:", *(f"  - {_flow(value)}" for value in items)] if items else []
 
 
-def _workload_value(workload: Workload) -> dict[str, object]:
-    keys: dict[str, object] = {
-        f.name: _one_or_many(getattr(workload.match, f.name))
-        for f in fields(Match)
-        if f.name != "everything" and getattr(workload.match, f.name)
-    }
-    match = {**keys, "all": _Raw("true")} if workload.match.everything else keys
+def _workload_value(workload: Workload, scope: Scope | None) -> dict[str, object]:
+    match = _pods_value(workload.match, scope) if workload.match.of_pods else _processes_value(workload.match)
     value: dict[str, object] = {"match": match, "mode": workload.mode.value}
     return {**value, "labels": dict(workload.labels)} if workload.labels else value
 
 
+def _processes_value(match: Match) -> dict[str, object]:
+    written = ((key, getattr(match, key)) for key in ("host", *POOLS))
+    keys: dict[str, object] = {key: _one_or_many(patterns) for key, patterns in written if patterns}
+    return {**keys, "all": _Raw("true")} if match.everything else keys
+
+
+def _pods_value(match: Match, scope: Scope | None) -> dict[str, object]:
+    """The namespace of a scope goes without saying, unless there is nothing else to say."""
+    said = scope is not None and scope.namespace and (match.service_account or match.labels)
+    keys: dict[str, object] = {} if said else {"namespace": _one_or_many(match.namespace)}
+    if match.service_account:
+        keys["serviceAccount"] = _one_or_many(match.service_account)
+    return {**keys, "labels": dict(match.labels)} if match.labels else keys
+
+
 def _external_value(external: External) -> dict[str, object]:
+    if external.fqdn:
+        return {"fqdn": list(external.fqdn)}
     value: dict[str, object] = {"cidr": [str(network) for network in external.cidr]}
     return {**value, "except": [str(n) for n in external.excluded]} if external.excluded else value
 

@@ -28,11 +28,20 @@ ENTITIES = {
 
 def number_of(policy_set: PolicySet, compiled: Compiled, end: Remote) -> int:
     """The identity by which the kernel knows one end."""
+    if isinstance(end, str):
+        return class_of_name(policy_set, compiled, end)
     if not isinstance(end, Identified):
         return class_of(compiled, end)
     if end.standing is Standing.WORKLOAD:
         return reference.identity_number(policy_set.trust_domain, end.workloads[0])
     return ENTITIES[end.standing]
+
+
+def class_of_name(policy_set: PolicySet, compiled: Compiled, name: str) -> int:
+    """The class that an address learned under a DNS name belongs to."""
+    peers = ((e.qualified, Peer(externals=(e.qualified,))) for e in policy_set.externals)
+    members = {qualified for qualified, peer in peers if reference.is_member(policy_set, peer, name)}
+    return next(number for number, names in compiled.classes.items() if set(names) == members)
 
 
 def disagreement(policy_set: PolicySet, compiled: Compiled, opening: Opening) -> str:
@@ -85,6 +94,13 @@ def test_deny_when_there_is_no_policy() -> None:
 @given(strategies.cases())
 def test_compiled_entries_say_what_the_policy_means(case: Case) -> None:
     assert disagreements(case) == []
+
+
+@given(strategies.cases())
+def test_tables_know_what_is_allowed_to_whoever_bears_a_dns_name(case: Case) -> None:
+    names = strategies.dns_names(case.policy_set)
+    named = [replace(opening, remote=names[at % len(names)]) for at, opening in enumerate(case.openings)]
+    assert disagreements(replace(case, openings=tuple(named))) == []
 
 
 @settings(max_examples=settings().max_examples // 5)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from random import Random
 
-from hypothesis import given
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from bulkhead.dataplane import reference
 from bulkhead.dataplane.reference import Identified, Standing
 from bulkhead.errors import Loc
 from bulkhead.identity import selectors, ties
-from bulkhead.policy.model import Match, Mode, PolicySet, Workload
+from bulkhead.policy.model import Match, Mode, PolicySet, Scope, Workload
 from property import strategies
 from property.strategies import Case
 
@@ -47,6 +47,35 @@ def test_selectors_and_the_kernels_table_identify_as_the_oracle_does(case: Case)
         tabled = narrower.view(endpoint.cgroup).decide(endpoint.exe, endpoint.uid, endpoint.gid)
         assert as_identified(classified) == expected, endpoint
         assert as_identified(tabled) == expected, endpoint
+
+
+def as_pod(pod: reference.Pod) -> selectors.Pod:
+    return selectors.Pod("web-0", pod.namespace, pod.service_account, pod.labels, pod.cluster)
+
+
+def as_identified_pod(outcome: selectors.Outcome) -> Identified:
+    return Identified(Standing.UNKNOWN) if isinstance(outcome, selectors.Host) else as_identified(outcome)
+
+
+SCOPES = st.sampled_from((None, None, Scope("prod", ""), Scope("prod", "shop"), Scope("lab", "")))
+POD_MATCHES = st.one_of(
+    SCOPES.flatmap(strategies.pod_matches), SCOPES.flatmap(strategies.pod_matches), strategies.matches()
+)
+
+
+@given(st.lists(POD_MATCHES, min_size=1, max_size=5), st.lists(strategies.pods(), min_size=5, max_size=15))
+def test_pods_are_identified_as_the_oracle_does_and_no_tie_of_theirs_is_missed(
+    drawn: list[Match], pods: list[reference.Pod]
+) -> None:
+    named = ((f"w{number}", match) for number, match in enumerate(drawn))
+    workloads = tuple(Workload("p", name, match, Mode.ENFORCE, Loc("p.yaml", 1)) for name, match in named)
+    policy_set = PolicySet("", "example.org", Mode.OBSERVE, workloads=workloads)
+    ties_found = bool(ties.find_ties([workload for workload in workloads if workload.match.of_pods]))
+    for pod in pods:
+        expected = reference.identify_pod(policy_set, pod)
+        event(expected.standing)
+        assert as_identified_pod(selectors.classify_pod(workloads, as_pod(pod))) == expected
+        assert ties_found or expected.standing is not Standing.AMBIGUOUS
 
 
 @st.composite

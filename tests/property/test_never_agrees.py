@@ -16,7 +16,7 @@ from property.strategies import NOW, Probes
 
 def common_ends(policy_set: PolicySet, one: Peer, other: Peer) -> bool:
     """Whether some end belongs to both peers. Sets of prefixes that meet also meet at a boundary of one of them."""
-    ends: list[Remote] = Probes.of(policy_set, "").remote
+    ends: list[Remote] = [*Probes.of(policy_set, "").remote, *strategies.dns_names(policy_set)]
     return any(is_member(policy_set, one, end) and is_member(policy_set, other, end) for end in ends)
 
 

@@ -1,5 +1,7 @@
 """Externals as prefixes for a longest-prefix match: each address finds exactly the set of externals that contain it.
 
+Externals of DNS names are divided likewise, by which of them a name belongs to.
+
 Prefixes are either nested or apart, so they form a forest. What contains an address is known at the deepest prefix
 around it: every external with a `cidr` on the way there, less those with an `except` on the way. One walk in sorted
 order with a stack of open prefixes settles all of them.
@@ -74,6 +76,16 @@ def address_classes(
         text = f"externals overlap more than the {memberships:,} times that fit"
         raise PolicyError([Diagnostic("BH0701", text, by_name[min(found.members)].loc)]) from None
     return AddressClasses(_needed(prefixes), _is_world_left(prefixes, 32 if version == 4 else 128))
+
+
+def name_classes(externals: Iterable[External]) -> set[Members]:
+    """Every set of externals that some DNS name belongs to, by the names that were written."""
+    owners: dict[str, set[QualifiedName]] = {}
+    for external in externals:
+        for name in external.fqdn:
+            owners.setdefault(name, set()).add(external.qualified)
+    wide = ((name, f"*.{name.partition('.')[2]}") for name in owners)
+    return {frozenset(owners[name] | owners.get(covering, set())) for name, covering in wide}
 
 
 def prefix_count(externals: Iterable[External], version: int) -> int:

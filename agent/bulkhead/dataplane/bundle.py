@@ -33,7 +33,7 @@ from bulkhead.errors import Diagnostic, Loc, PolicyError
 from bulkhead.policy.model import Match, Mode, Network, QualifiedName, RuleId
 
 MAGIC: Final = b"BULKHEAD"
-VERSION: Final = 1
+VERSION: Final = 2
 SIZE_LIMIT: Final = 128 << 20
 """Bytes of the largest bundle that is written or read."""
 
@@ -284,8 +284,9 @@ def _rule_record(rule: RuleInfo) -> list[object]:
 
 def _workload_record(workload: WorkloadInfo) -> list[object]:
     match = workload.match
-    keys = [list(values) for values in (match.host, match.cgroup, match.unit, match.exe, match.user, match.group)]
-    selector = [*keys, match.everything]
+    processes = (match.host, match.cgroup, match.unit, match.exe, match.user, match.group)
+    keys = [list(values) for values in (*processes, match.namespace, match.service_account)]
+    selector = [*keys, match.everything, match.cluster, [list(label) for label in match.labels]]
     labels = [list(label) for label in workload.labels]
     spoken: list[object] = [workload.qualified, workload.spiffe_id, workload.mode.value]
     return [*spoken, workload.local, labels, selector, _loc_record(workload.loc)]
@@ -481,10 +482,12 @@ def _rule(rule_id: int, record: list[Any]) -> RuleInfo:
 
 def _workload(identity: int, record: list[Any]) -> WorkloadInfo:
     def build() -> WorkloadInfo:
-        name, spiffe, mode, local, labels, (*keys, everything), loc = record
-        pairs = tuple((_text(key), _text(value)) for key, value in labels)
-        host, cgroup, unit, exe, user, group = map(_texts, keys)
-        match = Match(host, cgroup, unit, exe, user, group, _flag(everything))
+        name, spiffe, mode, local, labels, (*keys, everything, cluster, carried), loc = record
+        pairs = _pairs(labels)
+        *processes, namespace, account = map(_texts, keys)
+        host, cgroup, unit, exe, user, group = processes
+        of_pods = namespace, account, _pairs(carried), _text(cluster)
+        match = Match(host, cgroup, unit, exe, user, group, _flag(everything), *of_pods)
         qualified, place = QualifiedName(_text(name)), _loc(loc)
         return WorkloadInfo(identity, qualified, _text(spiffe), Mode(_text(mode)), match, pairs, place, _flag(local))
 
@@ -513,6 +516,10 @@ def _texts(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise TypeError("not a list")
     return tuple(map(_text, value))
+
+
+def _pairs(value: Any) -> tuple[tuple[str, str], ...]:
+    return tuple((_text(key), _text(text)) for key, text in value)
 
 
 def _flag(value: Any) -> bool:

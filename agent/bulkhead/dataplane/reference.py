@@ -10,7 +10,7 @@ Whoever changes the language changes this file from the text of docs/policy.md, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -86,8 +86,21 @@ class End:
     endpoint: Endpoint
 
 
-Remote = Identified | Address
-"""The other end as one end sees it. The standing `host` means the same machine; an address lies outside it."""
+DnsName = str
+
+Remote = Identified | Address | DnsName
+"""The other end as one end sees it. The standing `host` means the same machine; an address lies outside it, and a name
+stands for an address outside that is known by that name and nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """The facts that the API server of a cluster attests about a pod."""
+
+    cluster: str
+    namespace: str
+    service_account: str
+    labels: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +149,17 @@ def identify(policy_set: PolicySet, host: str, endpoint: Endpoint) -> Identified
     return Identified(Standing.WORKLOAD if len(winners) == 1 else Standing.AMBIGUOUS, winners)
 
 
+def identify_pod(policy_set: PolicySet, pod: Pod) -> Identified:
+    """The one workload of a pod, or why it has none: the standing `unknown`, since a pod is never the host."""
+    found = [(_pod_specificity(w.match, pod), w.qualified) for w in policy_set.workloads]
+    candidates = [(specificity, name) for specificity, name in found if specificity is not None]
+    if not candidates:
+        return Identified(Standing.UNKNOWN)
+    best = max(specificity for specificity, _ in candidates)
+    winners = tuple(sorted(name for specificity, name in candidates if specificity == best))
+    return Identified(Standing.WORKLOAD if len(winners) == 1 else Standing.AMBIGUOUS, winners)
+
+
 def can_be_on(workload: Workload, host: str) -> bool:
     """Whether the `host` key lets the workload be attested on a host of this name."""
     return not workload.match.host or any(glob_matches(pattern, host) for pattern in workload.match.host)
@@ -172,7 +196,7 @@ def identity_number(trust_domain: str, name: QualifiedName) -> int:
 
 def _specificity(match: Match, host: str, endpoint: Endpoint) -> Specificity | None:
     """How closely a selector describes an endpoint; None when it does not select it."""
-    if match == Match():
+    if match == Match() or match.of_pods:
         return None
     matched = {
         "host": [p for p in match.host if glob_matches(p, host)],
@@ -193,6 +217,26 @@ def _specificity(match: Match, host: str, endpoint: Endpoint) -> Specificity | N
         written["cgroup"],
         written["user"],
         written["group"],
+        sum(exact for exact, _ in closeness),
+        sum(literals for _, literals in closeness),
+    )
+
+
+def _pod_specificity(match: Match, pod: Pod) -> tuple[int, bool, int, bool, int, int] | None:
+    """How closely a selector describes a pod; None when it does not select it."""
+    spaces = [p for p in match.namespace if glob_matches(p, pod.namespace)]
+    accounts = [p for p in match.service_account if glob_matches(p, pod.service_account)]
+    carried = all(pod.labels.get(key) == value for key, value in match.labels)
+    if not spaces or (match.service_account and not accounts) or not carried:
+        return None
+    if match.cluster not in ("", pod.cluster):
+        return None
+    closeness = [max(_closeness("unit", p) for p in patterns) for patterns in (spaces, accounts) if patterns]
+    return (
+        bool(accounts) + bool(match.labels),
+        bool(accounts),
+        len(match.labels),
+        match.cluster != "",
         sum(exact for exact, _ in closeness),
         sum(literals for _, literals in closeness),
     )
@@ -323,8 +367,12 @@ def is_member(policy_set: PolicySet, peer: Peer, end: Remote) -> bool:
     return False
 
 
-def _contains(external: External, address: Address) -> bool:
-    """`cidr` less `except`; an address is never in a network of the other family."""
+def _contains(external: External, address: Address | DnsName) -> bool:
+    """`cidr` less `except`; an address is never in a network of the other family. A name: `fqdn`, where a first label
+    `*` is any one label."""
+    if isinstance(address, str):
+        wide = "*." + ".".join(address.split(".")[1:])
+        return address in external.fqdn or wide in external.fqdn
     return any(address in network for network in external.cidr) and not any(
         address in network for network in external.excluded
     )

@@ -76,6 +76,22 @@ def assign_classes(classes: Iterable[Members], locs: Mapping[QualifiedName, Loc]
     return {members: number for number, members in owners.items()}
 
 
+def assign_parties(descriptions: Iterable[str], loc: Loc) -> dict[str, int]:
+    """The number of everything that is told apart in a cluster, by its description.
+
+    Raises PolicyError (BH0602), placed at `loc`, when two share a number or one has a reserved number.
+    """
+    owners: dict[int, str] = {}
+    for text in sorted(descriptions):
+        number = _hash(text) & ~CLASS_BIT
+        if number <= Identity.RESERVED_MAX or number in owners:
+            message = "two groups of pods or nodes hash to the same identity, or one to a reserved one"
+            hint = "change a selector in a way that does not change its meaning"
+            raise PolicyError([Diagnostic("BH0602", message, loc, hint=hint)])
+        owners[number] = text
+    return {text: number for number, text in owners.items()}
+
+
 def _reserved(workload: Workload, number: int) -> Diagnostic:
     message = f"`{workload.qualified}` hashes to the identity {number}, which is reserved"
     return Diagnostic("BH0602", message, workload.loc, hint="rename it")

@@ -2,7 +2,8 @@
 
 `classify` is the meaning of the language, `Narrower` the same answer split in two for the agent: what the host and the
 control group path settle once, and a small table over executable, user and group for the rest, which the kernel can
-look up without asking anybody.
+look up without asking anybody. `classify_pod` is the same for pods of a cluster, whose API server attests them: no
+selector of processes selects a pod, nor the other way round.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from bulkhead.abi import Capacity, Need
 from bulkhead.identity.globs import Closeness, Glob, PrefixIndex, closest, compile_glob, normal_path
@@ -48,6 +49,18 @@ class Endpoint:
     """Names that the gid goes by."""
 
 
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """What the API server of a cluster attests about a pod."""
+
+    name: str
+    namespace: str
+    service_account: str
+    labels: Mapping[str, str]
+    cluster: str | None = None
+    """None stands for every cluster at once, as for a question that is asked of files; an agent knows its own."""
+
+
 class Specificity(NamedTuple):
     """How closely a selector describes an endpoint. Compares as the language orders selectors; greater wins."""
 
@@ -64,6 +77,25 @@ class Specificity(NamedTuple):
     """Literal characters in the matching patterns."""
 
 
+class PodSpecificity(NamedTuple):
+    """How closely a selector describes a pod. Compares as the language orders selectors; greater wins."""
+
+    keys: int
+    """Keys beside `namespace`."""
+    service_account: bool
+    labels: int
+    """How many labels it asks for."""
+    scoped: bool
+    """Whether the policy's scope names the cluster."""
+    exact: int
+    """Keys with patterns whose matching one has no wildcard."""
+    literals: int
+    """Literal characters in the matching patterns."""
+
+
+Score = TypeVar("Score", Specificity, PodSpecificity)
+
+
 @dataclass(frozen=True, slots=True)
 class Identified:
     """Exactly one workload selects the endpoint best."""
@@ -73,7 +105,7 @@ class Identified:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """No workload selects the endpoint: it belongs to the entity `host`."""
+    """No workload selects the endpoint: it belongs to the entity `host`; a pod belongs to nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +147,35 @@ def classify(workloads: Iterable[Workload], endpoint: Endpoint) -> Outcome:
     return _best([(score, workload) for score, workload in scored if score is not None])
 
 
-def _best(candidates: Sequence[tuple[Specificity, Workload]]) -> Outcome:
+def matches_pod(match: Match, pod: Pod) -> PodSpecificity | None:
+    """How closely a selector describes a pod; None when it does not select it."""
+    if not match.of_pods or (match.cluster and pod.cluster not in (None, match.cluster)):
+        return None
+    if any(pod.labels.get(key) != value for key, value in match.labels):
+        return None
+    exact = literals = 0
+    for patterns, text in ((match.namespace, pod.namespace), (match.service_account, pod.service_account)):
+        if patterns:
+            close = closest(map(compile_glob, patterns), text)
+            if close is None:
+                return None
+            exact, literals = exact + close.exact, literals + close.literals
+    return PodSpecificity(*pod_shape(match), exact, literals)
+
+
+def pod_shape(match: Match) -> tuple[int, bool, int, bool]:
+    """The part of the specificity that is the same for every pod."""
+    keys = bool(match.service_account) + bool(match.labels)
+    return keys, bool(match.service_account), len(match.labels), bool(match.cluster)
+
+
+def classify_pod(workloads: Iterable[Workload], pod: Pod) -> Outcome:
+    """The one workload of a pod, or why it has none. `Host` stands for nobody: a pod is never the host."""
+    scored = ((matches_pod(workload.match, pod), workload) for workload in workloads)
+    return _best([(score, workload) for score, workload in scored if score is not None])
+
+
+def _best(candidates: Sequence[tuple[Score, Workload]]) -> Outcome:
     if not candidates:
         return Host()
     best = max(score for score, _ in candidates)
@@ -145,7 +205,7 @@ class Selector:
 
     def placed(self, host: str, path: str, unit: str | None) -> Closeness | None:
         """What host and control group contribute; None when they rule the endpoint out. `path` is normal."""
-        if self.match == _NOTHING:
+        if self.match == _NOTHING or self.match.of_pods:
             return None
         exact = literals = 0
         for globs, text in ((self.host, host), (self.unit, unit), (self.cgroup, path)):
@@ -243,7 +303,7 @@ class Narrower:
 
     def __init__(self, workloads: Iterable[Workload], host: str, user_id: Resolver, group_id: Resolver) -> None:
         self._host = host
-        here = [w for w in workloads if _can_be_on(w.match, host)]
+        here = [w for w in workloads if not w.match.of_pods and _can_be_on(w.match, host)]
         self._workloads = here
         self._selectors = [compile_match(workload.match) for workload in here]
         self._users = _numbers((name for w in here for name in w.match.user), user_id)
@@ -332,7 +392,10 @@ def narrow(
 
 
 def can_be_on(match: Match, host: str | None) -> bool:
-    """Whether the `host` key lets a workload be attested on a host; None stands for every host at once."""
+    """Whether the `host` key lets a workload be attested on a host; None stands for every host at once.
+
+    Pods can be anywhere: which node a cluster puts them on is not in the files.
+    """
     return host is None or _can_be_on(match, host)
 
 

@@ -8,23 +8,35 @@ live, where they deny and are reported.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from bulkhead.errors import Diagnostic
 from bulkhead.identity.globs import Domain, literal_prefix, normal_path, shared_closeness
-from bulkhead.identity.selectors import UNIT_ENDINGS, compile_match
+from bulkhead.identity.selectors import UNIT_ENDINGS, compile_match, pod_shape
 from bulkhead.policy.model import Match, Workload
 
 FINDINGS_LIMIT = 50
 """Ties reported at once; more of them help nobody."""
 
-_GLOBS = {"host": Domain(), "unit": Domain(endings=UNIT_ENDINGS), "cgroup": Domain(subtree=True)}
+_GLOBS = {
+    "host": Domain(),
+    "unit": Domain(endings=UNIT_ENDINGS),
+    "cgroup": Domain(subtree=True),
+    "namespace": Domain(),
+    "service_account": Domain(),
+}
 _EXACT = Domain()
 """Keys without wildcards; compared by identity."""
 
 _KEYS = ("exe", "unit", "cgroup", "user", "group", "host")
+_POD_KEYS = ("service_account", "namespace")
+
+_LABELS_TELLING = 4
+"""Keys of labels, the most frequent ones, by which pods are told apart before they are compared pair by pair."""
+
+_Shape = tuple[object, ...]
 
 _Difference = tuple[int, int]
 """How much closer the first of two selectors is: keys without wildcard, literal characters."""
@@ -33,15 +45,30 @@ _Difference = tuple[int, int]
 def may_tie(first: Match, second: Match) -> bool:
     """Whether some endpoint that can exist is matched by both with equal specificity."""
     nothing = Match()
-    if nothing in (first, second) or compile_match(first).shape != compile_match(second).shape:
+    if nothing in (first, second) or _shape(first) != _shape(second) or _are_apart(first, second):
         return False
     sums: set[_Difference] = {(0, 0)}
-    for key in _KEYS:
+    for key in _keys(first):
         differences = _differences(key, getattr(first, key), getattr(second, key))
         sums = {(exact + e, literals + n) for exact, literals in sums for e, n in differences}
         if not sums:
             return False
     return (0, 0) in sums
+
+
+def _shape(match: Match) -> _Shape:
+    """What is equal for two selectors whenever they tie."""
+    return ("pods", *pod_shape(match)) if match.of_pods else compile_match(match).shape
+
+
+def _keys(match: Match) -> tuple[str, ...]:
+    return _POD_KEYS if match.of_pods else _KEYS
+
+
+def _are_apart(first: Match, second: Match) -> bool:
+    """Whether clusters or labels exclude each other."""
+    labels = dict(second.labels)
+    return first.cluster != second.cluster or any(labels.get(key, value) != value for key, value in first.labels)
 
 
 def find_ties(workloads: Sequence[Workload]) -> list[Diagnostic]:
@@ -56,11 +83,12 @@ def find_ties(workloads: Sequence[Workload]) -> list[Diagnostic]:
 
 
 def _finding(earlier: Workload, later: Workload) -> Diagnostic:
+    more = "another label" if later.match.of_pods else "`exe`"
     return Diagnostic(
         "BH0601",
         f"workloads `{earlier.qualified}` and `{later.qualified}` can select the same endpoint with equal right",
         later.loc,
-        hint="let one of them say more, such as `exe`, or let their patterns exclude each other",
+        hint=f"let one of them say more, such as {more}, or let their patterns exclude each other",
         related=((earlier.loc, f"`{earlier.qualified}` is here"),),
     )
 
@@ -85,13 +113,24 @@ def _has_wildcard(pattern: str) -> bool:
 
 def _suspects(workloads: Sequence[Workload]) -> Iterator[tuple[Workload, Workload]]:
     """Pairs of the same shape whose literal prefixes do not exclude each other in any key."""
-    shapes: defaultdict[tuple[int, bool, bool, bool, bool, bool], list[Workload]] = defaultdict(list)
+    shapes: defaultdict[_Shape, list[Workload]] = defaultdict(list)
     for workload in workloads:
-        shapes[compile_match(workload.match).shape].append(workload)
+        shapes[_shape(workload.match)].append(workload)
     for alike in shapes.values():
-        entries = [_Entry(at, {key: tuple(_prefixes(key, w.match)) for key in _KEYS}) for at, w in enumerate(alike)]
+        frequent = Counter(key for workload in alike for key, _ in workload.match.labels).most_common(_LABELS_TELLING)
+        labels = [key for key, _ in frequent]
+        entries = [_Entry(at, _all_prefixes(workload.match, labels)) for at, workload in enumerate(alike)]
         for first, second in dict.fromkeys(_close_pairs(entries)):
             yield alike[first], alike[second]
+
+
+def _all_prefixes(match: Match, labels: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    prefixes = {key: tuple(_prefixes(key, match)) for key in _keys(match)}
+    if match.of_pods:
+        prefixes["cluster"] = (f"{match.cluster}\0",)
+        carried = dict(match.labels)
+        prefixes |= {f"labels.{key}": (f"{carried[key]}\0" if key in carried else "",) for key in labels}
+    return prefixes
 
 
 class _Entry(NamedTuple):
@@ -112,13 +151,14 @@ def _begin_alike(first: tuple[str, ...], second: tuple[str, ...]) -> bool:
 
 def _close_pairs(entries: Sequence[_Entry]) -> Iterator[tuple[int, int]]:
     """Divides by whatever key tells some apart, again and again; compares only what no key divides, pair by pair."""
-    for key in _KEYS:
+    keys = tuple(entries[0].prefixes) if entries else ()
+    for key in keys:
         groups = _apart(entries, key)
         if len(groups) > 1:
             for group in groups:
                 yield from _close_pairs(group)
             return
-    outer = min((_outermost(entries, key) for key in _KEYS), key=len, default=[])
+    outer = min((_outermost(entries, key) for key in keys), key=len, default=[])
     if len(outer) > len(entries) // 4:
         outer = list(entries)
     outside = {entry.at for entry in outer}

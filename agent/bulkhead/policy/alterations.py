@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from bulkhead.errors import Loc
-from bulkhead.policy.model import External, Match, Never, PolicySet, Rule, Workload
+from bulkhead.policy.keys import key_fingerprint
+from bulkhead.policy.model import External, Match, Never, Policy, PolicySet, Rule, Signer, Workload
 
 RULE_KINDS: Final = ("allow", "exception", "lifeline")
 
-_KINDS: Final = ("repository", "policy", "workload", "external", *RULE_KINDS, "never")
+_KINDS: Final = ("repository", "signer", "policy", "workload", "external", *RULE_KINDS, "never")
 """In the order in which they are shown."""
 
 
@@ -79,9 +80,8 @@ def _altered(
 
 def _things(policy_set: PolicySet) -> Things:
     things: Things = {("repository", ""): _repository(policy_set)}
-    for policy in policy_set.policies:
-        fields = {"level": policy.level.value, "owner": policy.owner}
-        things["policy", policy.name] = _Thing(policy.loc, fields)
+    things.update((("signer", f"{one.name} {key_fingerprint(one.key)}"), _signer(one)) for one in policy_set.signers)
+    things.update((("policy", one.name), _policy(one)) for one in policy_set.policies)
     things.update((("workload", one.qualified), _workload(one)) for one in policy_set.workloads)
     things.update((("external", one.qualified), _external(one)) for one in policy_set.externals)
     things.update(((one.kind, one.qualified), _rule(one)) for one in policy_set.rules)
@@ -94,15 +94,32 @@ def _repository(policy_set: PolicySet) -> _Thing:
     return _Thing(loc, {"trustDomain": policy_set.trust_domain, "hosts.mode": policy_set.host_mode.value})
 
 
+def _signer(one: Signer) -> _Thing:
+    """A key is known by its fingerprint, so that another key of the same name is another signer."""
+    return _Thing(one.loc, {"level": one.level.value, "expires": one.expires.isoformat() if one.expires else ""})
+
+
+def _policy(one: Policy) -> _Thing:
+    fields = {"level": one.level.value, "owner": one.owner}
+    if one.scope is not None:
+        fields |= {"scope.cluster": one.scope.cluster, "scope.namespace": one.scope.namespace}
+    return _Thing(one.loc, fields)
+
+
 def _workload(one: Workload) -> _Thing:
     fields = {"match": _match(one.match), "mode": one.mode.value, "labels": _labels(one.labels)}
     return _Thing(one.loc, fields)
 
 
 def _match(match: Match) -> str:
-    keys = ("host", "unit", "cgroup", "exe", "user", "group")
-    parts = [f"{key}: {_list(getattr(match, key))}" for key in keys if getattr(match, key)]
-    return ", ".join([*parts, "all: true"] if match.everything else parts)
+    written: dict[str, tuple[str, ...]] = {
+        **{key: getattr(match, key) for key in ("host", "unit", "cgroup", "exe", "user", "group", "namespace")},
+        "serviceAccount": match.service_account,
+        "all": ("true",) if match.everything else (),
+        "cluster": (match.cluster,) if match.cluster else (),
+    }
+    parts = [f"{key}: {_list(patterns)}" for key, patterns in written.items() if patterns]
+    return ", ".join([*parts, f"labels: {{{_labels(match.labels)}}}"] if match.labels else parts)
 
 
 def _labels(labels: Iterable[tuple[str, str]]) -> str:
@@ -110,7 +127,8 @@ def _labels(labels: Iterable[tuple[str, str]]) -> str:
 
 
 def _external(one: External) -> _Thing:
-    return _Thing(one.loc, {"cidr": _list(map(str, one.cidr)), "except": _list(map(str, one.excluded))})
+    addresses = {"cidr": _list(map(str, one.cidr)), "except": _list(map(str, one.excluded))}
+    return _Thing(one.loc, {**addresses, "fqdn": _list(one.fqdn)})
 
 
 def _rule(one: Rule) -> _Thing:

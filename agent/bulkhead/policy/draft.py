@@ -9,7 +9,8 @@ from datetime import datetime
 from typing import NamedTuple
 
 from bulkhead.errors import Diagnostic
-from bulkhead.policy.model import Level, Match, Mode, Network, PortSpec
+from bulkhead.policy.cluster import ClusterPolicy
+from bulkhead.policy.model import Level, Match, Mode, Network, PortSpec, Scope
 from bulkhead.policy.yaml_nodes import Scalar, Spot
 
 
@@ -49,6 +50,7 @@ class DraftExternal(NamedTuple):
     name: Scalar
     cidr: tuple[Network, ...]
     excluded: tuple[Network, ...]
+    fqdn: tuple[str, ...] = ()
 
 
 class DraftTarget(NamedTuple):
@@ -77,6 +79,15 @@ class DraftPolicy(NamedTuple):
     rules: tuple[DraftRule, ...] = ()
     nevers: tuple[DraftRule, ...] = ()
     tests: tuple[DraftTest, ...] = ()
+    scope: Scope | None = None
+
+
+class DraftSigner(NamedTuple):
+    name: str
+    level: Level
+    key: str
+    spot: Spot
+    expires: datetime | None = None
 
 
 class DraftRepository(NamedTuple):
@@ -84,6 +95,7 @@ class DraftRepository(NamedTuple):
     mode: Mode
     host_mode: Mode
     lifeline: tuple[DraftRule, ...]
+    signers: tuple[DraftSigner, ...] = ()
 
 
 class Draft(NamedTuple):
@@ -96,3 +108,5 @@ class Draft(NamedTuple):
     dropped: int
     """Findings beyond those in `diagnostics`."""
     complete: bool
+    cluster_policies: tuple[ClusterPolicy, ...] = ()
+    """Those in Kubernetes dialects, their rules not numbered yet."""

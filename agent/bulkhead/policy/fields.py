@@ -18,18 +18,17 @@ T = TypeVar("T")
 
 
 class Keys(NamedTuple):
-    """The keys of one kind of mapping. `later` are known and refused by name."""
+    """The keys of one kind of mapping."""
 
     what: str
     required: tuple[str, ...]
     optional: tuple[str, ...] = ()
-    later: frozenset[str] = frozenset()
 
     def known(self) -> tuple[str, ...]:
         return self.required + self.optional
 
 
-LATER = frozenset({"l7", "fqdn", "scope", "spiffe", "posture", "serviceAccount", "authz"})
+LATER = frozenset({"l7", "spiffe", "posture", "authz"})
 """Keys that the language reserves and this version refuses, wherever they stand."""
 
 
@@ -58,7 +57,7 @@ def _opening(node: Mapping) -> Spot:
 
 
 def _report_unknown(key: Scalar, keys: Keys, findings: Findings) -> None:
-    if key.text in LATER or key.text in keys.later:
+    if key.text in LATER:
         findings.add("BH0208", key, hint="remove it: what cannot be enforced is refused", key=key.text)
     else:
         findings.add("BH0205", key, hint=did_you_mean(key.text, keys.known(), findings), key=key.text, what=keys.what)

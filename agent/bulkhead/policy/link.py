@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from bulkhead.errors import Diagnostic, Loc
+from bulkhead.policy.cluster import ClusterPolicy
+from bulkhead.policy.dialects.rules import assemble
 from bulkhead.policy.draft import Draft, DraftPeer, DraftPolicy, DraftRule, DraftTarget, DraftTest, DraftWorkload
 from bulkhead.policy.fields import did_you_mean
 from bulkhead.policy.findings import Findings
@@ -23,6 +25,7 @@ from bulkhead.policy.model import (
     QualifiedName,
     Rule,
     RuleId,
+    Signer,
     Workload,
 )
 from bulkhead.policy.read import HOSTS
@@ -90,6 +93,8 @@ class _Linker:
             rules=tuple(self._rules),
             nevers=tuple(self._nevers),
             tests=tuple(self._tests),
+            cluster_policies=self._cluster_policies(),
+            signers=self._signers(),
             files=tuple(file.path for file in self._sources.files),
             sources=self._sources,
         )
@@ -98,6 +103,17 @@ class _Linker:
             policy_set,
             tuple(diagnostic for each in found for diagnostic in each.diagnostics),
             sum(each.count - len(each.diagnostics) for each in found),
+        )
+
+    def _cluster_policies(self) -> tuple[ClusterPolicy, ...]:
+        policies = (policy for draft in self._drafts for policy in draft.cluster_policies)
+        return assemble(policies, len(self._rules), self._in)
+
+    def _signers(self) -> tuple[Signer, ...]:
+        return tuple(
+            Signer(signer.name, signer.level, signer.key, self._in(draft.path).loc(signer.spot), signer.expires)
+            for draft in self._drafts
+            for signer in (draft.repository.signers if draft.repository else ())
         )
 
     def _in(self, path: str) -> Findings:
@@ -116,7 +132,7 @@ class _Linker:
             self._report_taken(draft.name, "policy", path, self._policies[name].loc)
             return
         loc = self._in(path).loc(draft.spot)
-        self._policies[name] = Policy(name, draft.level, draft.owner, loc)
+        self._policies[name] = Policy(name, draft.level, draft.owner, loc, draft.scope)
         scope = self._scopes[name] = {}
         for workload in draft.workloads:
             self._declare_workload(name, workload, default_mode, scope, path)
@@ -125,7 +141,8 @@ class _Linker:
             other = scope.setdefault(external.name.text, declared)
             if other is not declared:
                 self._report_taken(external.name, _noun(other), path, other.loc)
-            self._externals.append(External(name, external.name.text, external.cidr, external.excluded, declared.loc))
+            addresses = external.cidr, external.excluded
+            self._externals.append(External(name, external.name.text, *addresses, declared.loc, external.fqdn))
 
     def _declare_workload(
         self, policy: str, draft: DraftWorkload, default_mode: Mode, scope: dict[str, _Declared], path: str
@@ -184,6 +201,7 @@ class _Linker:
                 ticket=draft.ticket,
                 why=draft.why,
                 kind=draft.kind,
+                mtls_off=draft.mtls is not None and draft.mtls.text == "off",
             )
         )
 
@@ -208,7 +226,7 @@ class _Linker:
 
     def _check_mtls(self, draft: DraftRule, ends: tuple[Peer, Peer], path: str) -> None:
         """Only where it is written: as the default it asks for what the ends can do."""
-        if draft.mtls is not None:
+        if draft.mtls is not None and draft.mtls.text == "required":
             for peer in filter(None, map(outside, ends)):
                 self._in(path).add("BH0504", draft.mtls, hint="leave it out", peer=peer)
 

@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
-from typing import NewType
+from typing import TYPE_CHECKING, NewType
 
 from bulkhead.errors import Loc
 from bulkhead.policy.source import Sources
+
+if TYPE_CHECKING:
+    from bulkhead.policy.cluster import ClusterPolicy
 
 RuleId = NewType("RuleId", int)
 """Ordinal of a rule in its commit, from 1, by sorted file and document order. 0: no rule matched."""
@@ -96,6 +99,18 @@ class Match:
     user: tuple[str, ...] = ()
     group: tuple[str, ...] = ()
     everything: bool = False
+    namespace: tuple[str, ...] = ()
+    """Kubernetes: globs over the pod's namespace. With any of these three, only pods match, and by them alone."""
+    service_account: tuple[str, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
+    """Labels that the pod must carry, all of them."""
+    cluster: str = ""
+    """Of the policy's scope: limits where the pods can be. Empty: any cluster."""
+
+    @property
+    def of_pods(self) -> bool:
+        """Whether it selects pods of a cluster rather than processes of a host."""
+        return bool(self.namespace or self.service_account or self.labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +131,15 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class External:
-    """A named set of addresses outside the trust domain: `cidr` less `except`."""
+    """A named set of addresses outside the trust domain: `cidr` less `except`, or what DNS says of `fqdn`."""
 
     policy: str
     name: str
     cidr: tuple[Network, ...]
     excluded: tuple[Network, ...]
     loc: Loc
+    fqdn: tuple[str, ...] = ()
+    """DNS names, lower case, without the final dot; a first label `*` stands for one label. Excludes `cidr`."""
 
     @property
     def qualified(self) -> QualifiedName:
@@ -158,6 +175,8 @@ class Rule:
     why: str = ""
     kind: str = "allow"
     """`allow`, `exception` or `lifeline`."""
+    mtls_off: bool = False
+    """Whether the rule itself says that its ends need not prove who they are."""
 
     @property
     def qualified(self) -> QualifiedName:
@@ -207,6 +226,30 @@ class Policy:
     level: Level
     owner: str
     loc: Loc
+    scope: Scope | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The part of a Kubernetes cluster that a policy speaks of. Its workloads are pods of that namespace."""
+
+    cluster: str
+    namespace: str
+    """Empty: every namespace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signer:
+    """Who may sign commits, and up to which level."""
+
+    name: str
+    """Principal of an SSH key, or the user id that is shown for an OpenPGP one."""
+    level: Level
+    key: str
+    """`ssh-ed25519 AAAA…`, or the fingerprint of an OpenPGP key in upper case hex."""
+    loc: Loc
+    expires: datetime | None = None
+    """Timezone-aware: what is signed from then on does not count. None: never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +266,10 @@ class PolicySet:
     rules: tuple[Rule, ...] = ()
     nevers: tuple[Never, ...] = ()
     tests: tuple[PolicyTest, ...] = ()
+    cluster_policies: tuple[ClusterPolicy, ...] = ()
+    """Those written in Kubernetes dialects, in file order."""
+    signers: tuple[Signer, ...] = ()
+    """Who may write what from the next commit on. Empty: commits need no signature."""
     files: tuple[str, ...] = field(default=())
     sources: Sources | None = field(default=None, repr=False, compare=False)
     """What it was read from, so that a line can be shown. Says nothing that the other fields do not."""

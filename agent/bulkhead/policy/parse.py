@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from bulkhead.errors import Diagnostic, Loc, PolicyError
 from bulkhead.policy.codes import message
+from bulkhead.policy.dialects.rules import rule_count
 from bulkhead.policy.draft import Draft
 from bulkhead.policy.findings import FINDINGS_MAX
 from bulkhead.policy.link import link
@@ -87,7 +88,7 @@ def _collector_paused() -> Iterator[None]:
 def _check_rule_count(drafts: list[Draft], sources: Sources) -> None:
     count = 0
     for draft in drafts:
-        count += sum(len(policy.rules) for policy in draft.policies)
+        count += sum(len(policy.rules) for policy in draft.policies) + rule_count(draft.cluster_policies)
         if count > RULES_MAX:
             text = message("BH0702", count=count, limit=RULES_MAX)
             raise PolicyError([Diagnostic("BH0702", text, Loc(draft.path, 1, commit=sources.abbreviated))])

@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 
 from bulkhead.policy.model import PortSpec
 
 TCP = 6
 UDP = 17
+SCTP = 132
 ICMP = 1
 ICMPV6 = 58
 PORT_MAX = 65535
 PROTOCOL_MAX = 255
 
 PROTOCOLS = {"tcp": TCP, "udp": UDP}
+"""Those whose ports the kernel programs can tell, and rules can therefore name."""
+
+TRANSPORTS = PROTOCOLS | {"sctp": SCTP}
+"""Those that have ports."""
 
 ICMP_TYPES = {
     "echo": (8, 128),
@@ -43,10 +49,11 @@ class PortError(ValueError):
 
 
 @lru_cache(maxsize=65536)
-def parse_port(text: str) -> tuple[PortSpec, ...]:
+def parse_port(text: str, with_sctp: bool = False) -> tuple[PortSpec, ...]:
     """The port written as `text`, one PortSpec for each IP protocol it covers.
 
-    Raises PortError when it is none.
+    `with_sctp`: ports of SCTP too, `3868/sctp`, which can be asked about but not enforced on hosts. Raises PortError
+    when it is none.
     """
     if text == "any":
         return tuple(PortSpec(number, 0, PORT_MAX, text) for number in (TCP, UDP, ICMP, ICMPV6))
@@ -57,17 +64,17 @@ def parse_port(text: str) -> tuple[PortSpec, ...]:
         return _icmp_type(tail, text)
     if slash and head == "proto":
         return (PortSpec(_protocol_number(tail), 0, PORT_MAX, text),)
-    protocol = _protocol(tail) if slash else TCP
+    protocol = _protocol(tail, TRANSPORTS if with_sctp else PROTOCOLS) if slash else TCP
     if slash and head == "any":
         return (PortSpec(protocol, 0, PORT_MAX, text),)
     first, last = _bounds(head)
     return (PortSpec(protocol, first, last, text),)
 
 
-def _protocol(name: str) -> int:
-    if name in PROTOCOLS:
-        return PROTOCOLS[name]
-    close = difflib.get_close_matches(name.lower()[:16], PROTOCOLS, n=1, cutoff=0.5)
+def _protocol(name: str, known: Mapping[str, int]) -> int:
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(name.lower()[:16], known, n=1, cutoff=0.5)
     raise PortError("its protocol is neither `tcp` nor `udp`", f"did you mean `{close[0]}`?" if close else "")
 
 
@@ -118,3 +125,9 @@ def _spelling(text: str) -> str:
     if re.fullmatch(r"[0-9]+:[0-9]+", text):
         return f"write `{text.replace(':', '-')}` for a range"
     return ""
+
+
+@lru_cache(maxsize=65536)
+def ports_overlap(first: tuple[PortSpec, ...], second: tuple[PortSpec, ...]) -> bool:
+    """Whether some port is in both lists."""
+    return any(a.protocol == b.protocol and a.first <= b.last and b.first <= a.last for a in first for b in second)

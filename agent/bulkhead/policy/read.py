@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
+from bulkhead.policy.cluster import ClusterPolicy
+from bulkhead.policy.dialects.documents import VERSIONS_HINT, head_of, read_documents
 from bulkhead.policy.draft import (
     Draft,
     DraftExternal,
@@ -12,6 +15,7 @@ from bulkhead.policy.draft import (
     DraftPolicy,
     DraftRepository,
     DraftRule,
+    DraftSigner,
     DraftTarget,
     DraftTest,
     DraftWorkload,
@@ -28,17 +32,20 @@ from bulkhead.policy.fields import (
     read_written,
 )
 from bulkhead.policy.findings import Findings
-from bulkhead.policy.model import Level, Match, Mode
+from bulkhead.policy.match import read_match
+from bulkhead.policy.model import Level, Match, Mode, Scope
 from bulkhead.policy.values import (
     RESERVED,
     is_name,
     port_of,
+    read_key,
     read_labels,
-    read_match,
     read_name,
+    read_names,
     read_networks,
     read_peer_name,
     read_ports,
+    read_signer_name,
     read_time,
     read_trust_domain,
 )
@@ -58,18 +65,20 @@ MTLS = {"required": True, "off": False}
 
 _RULE = ("from", "to")
 PROSE = ("owner", "ticket", "why")
-KEYS_REPOSITORY = Keys("the repository", ("apiVersion", "kind", "trustDomain"), ("defaults", "hosts"))
+KEYS_REPOSITORY = Keys("the repository", ("apiVersion", "kind", "trustDomain"), ("defaults", "hosts", "signers"))
 KEYS_DEFAULTS = Keys("`defaults`", (), ("mode", "mtls"))
 KEYS_HOSTS = Keys("`hosts`", (), ("mode", "lifeline"))
 KEYS_LIFELINE = Keys("a lifeline rule", _RULE)
+KEYS_SIGNER = Keys("a signer", ("name", "level", "key"), ("expires",))
 KEYS_POLICY = Keys(
     "the policy",
     ("apiVersion", "kind", "metadata"),
-    ("workloads", "externals", "allow", "never", "exceptions", "tests"),
+    ("scope", "workloads", "externals", "allow", "never", "exceptions", "tests"),
 )
 KEYS_METADATA = Keys("`metadata`", ("name",), ("level", "owner"))
+KEYS_SCOPE = Keys("`scope`", ("cluster",), ("namespace",))
 KEYS_WORKLOAD = Keys("a workload", ("match",), ("labels", "mode"))
-KEYS_EXTERNAL = Keys("an external", ("cidr",), ("except",))
+KEYS_EXTERNAL = Keys("an external", (), ("cidr", "except", "fqdn"))
 KEYS_ALLOW = Keys("a rule", ("name", *_RULE, "ports"), (*PROSE, "mtls"))
 KEYS_EXCEPTION = Keys("an exception", ("name", *_RULE, "ports", "expires", "owner", "ticket"), ("why", "mtls"))
 KEYS_NEVER = Keys("an invariant", ("name", *_RULE), ("ports", "why"))
@@ -85,8 +94,15 @@ def read_file(path: str, content: bytes) -> Draft:
     policies: list[DraftPolicy] = []
     repositories: list[DraftRepository] = []
     whole = composition.complete
+    cluster_policies: list[ClusterPolicy] = []
     for document in composition.documents:
-        whole &= _read_document(document, path, policies, repositories, findings)
+        head = head_of(document)
+        if head is None:
+            whole &= _read_document(document, path, policies, repositories, findings)
+        elif path == REPOSITORY_FILE:
+            findings.add("BH0202", head.kind, hint="move it to a file of its own", kind=head.kind.text)
+        else:
+            cluster_policies += read_documents(document, head, findings)
     whole &= not any(each.code < VALUES_BEGIN for each in findings.diagnostics)
     return Draft(
         path=path,
@@ -95,6 +111,7 @@ def read_file(path: str, content: bytes) -> Draft:
         diagnostics=tuple(findings.diagnostics),
         dropped=findings.count - len(findings.diagnostics),
         complete=whole,
+        cluster_policies=tuple(cluster_policies),
     )
 
 
@@ -139,7 +156,7 @@ def _read_kind(node: Node, findings: Findings) -> Scalar | None:
     version = read_text(head["apiVersion"], "`apiVersion`", findings)
     kind = read_text(head["kind"], "`kind`", findings)
     if version and version.text != API_VERSION:
-        findings.add("BH0203", version, hint=f"write `{API_VERSION}`", version=version.text)
+        findings.add("BH0203", version, hint=f"write `{API_VERSION}`, or one of {VERSIONS_HINT}", version=version.text)
         return None
     if kind and kind.text not in ("Policy", "Repository"):
         findings.add("BH0204", kind, hint=did_you_mean(kind.text, ("Policy", "Repository"), findings), kind=kind.text)
@@ -160,11 +177,13 @@ def _read_repository(node: Mapping, findings: Findings) -> DraftRepository | Non
     _optional(defaults, "mtls", lambda each: read_word(each, "`mtls`", MTLS, findings))
     host_mode = _optional(hosts, "mode", lambda each: read_word(each, "`mode`", MODES, findings))
     lifeline = _optional(hosts, "lifeline", lambda each: _read_lifeline(each, findings))
+    signers = _optional(fields, "signers", lambda each: _read_signers(each, findings))
     return DraftRepository(
         trust_domain=trust_domain or "",
         mode=mode or Mode.OBSERVE,
         host_mode=host_mode or Mode.OBSERVE,
         lifeline=lifeline or (),
+        signers=signers or (),
     )
 
 
@@ -193,10 +212,33 @@ def _read_lifeline_rule(node: Node, number: int, findings: Findings) -> DraftRul
     return DraftRule(name, source, target.peer, target.ports, _spot(node), kind="lifeline")
 
 
+def _read_signers(node: Node, findings: Findings) -> tuple[DraftSigner, ...]:
+    items = expect_items(node, "`signers`", findings, empty=False) or ()
+    signers = [signer for item in items if (signer := _read_signer(item, findings))]
+    owners: dict[str, DraftSigner] = {}
+    for signer in signers:
+        other = owners.setdefault(signer.key, signer)
+        if other is not signer:
+            related = ((findings.loc(other.spot), f"`{other.name}` is here"),)
+            findings.add("BH0404", signer.spot, related=related, name=signer.name, other=other.name)
+    return tuple(signers)
+
+
+def _read_signer(node: Node, findings: Findings) -> DraftSigner | None:
+    fields = read_mapping(node, KEYS_SIGNER, findings)
+    name = _optional(fields, "name", lambda each: read_signer_name(each, findings))
+    level = _optional(fields, "level", lambda each: read_word(each, "`level`", LEVELS, findings))
+    key = _optional(fields, "key", lambda each: read_key(each, findings))
+    expires = _optional(fields, "expires", lambda each: read_time(each, "`expires`", findings))
+    return DraftSigner(name, level, key, _spot(node), expires) if name and level and key else None
+
+
 def _read_policy(node: Mapping, findings: Findings) -> DraftPolicy | None:
     fields = read_mapping(node, KEYS_POLICY, findings) or {}
     draft = _read_metadata(fields["metadata"], node, findings) if "metadata" in fields else None
-    workloads = _named(fields.get("workloads"), "`workloads`", _read_workload, findings)
+    scope = _optional(fields, "scope", lambda each: _read_scope(each, findings))
+    read = _skip_workload if scope is None and "scope" in fields else partial(_read_workload, scope)
+    workloads = _named(fields.get("workloads"), "`workloads`", read, findings)
     externals = _named(fields.get("externals"), "`externals`", _read_external, findings)
     rules = _listed(fields.get("allow"), "`allow`", _read_allow, findings)
     exceptions = _listed(fields.get("exceptions"), "`exceptions`", _read_exception, findings)
@@ -205,7 +247,7 @@ def _read_policy(node: Mapping, findings: Findings) -> DraftPolicy | None:
     if draft is None:
         return None
     return draft._replace(
-        workloads=workloads, externals=externals, rules=rules + exceptions, nevers=nevers, tests=tests
+        workloads=workloads, externals=externals, rules=rules + exceptions, nevers=nevers, tests=tests, scope=scope
     )
 
 
@@ -250,22 +292,45 @@ def _listed(
     return tuple(value for value in (read(item, findings) for item in items) if value)
 
 
-def _read_workload(name: Scalar, node: Node, findings: Findings) -> DraftWorkload:
+def _read_scope(node: Node, findings: Findings) -> Scope | None:
+    fields = read_mapping(node, KEYS_SCOPE, findings)
+    cluster = _optional(fields, "cluster", lambda each: read_name(each, "`cluster`", findings))
+    namespace = _optional(fields, "namespace", lambda each: read_name(each, "`namespace`", findings))
+    return Scope(cluster.text, namespace.text if namespace else "") if cluster else None
+
+
+def _read_workload(scope: Scope | None, name: Scalar, node: Node, findings: Findings) -> DraftWorkload:
     fields = read_mapping(node, KEYS_WORKLOAD, findings)
-    match: Match | None = _optional(fields, "match", lambda each: read_match(each, findings))
+    match: Match | None = _optional(fields, "match", lambda each: read_match(each, scope, findings))
     labels = _optional(fields, "labels", lambda each: read_labels(each, "`labels`", findings))
     mode = _optional(fields, "mode", lambda each: read_word(each, "`mode`", MODES, findings))
     return DraftWorkload(name, match, mode, labels or ())
 
 
+def _skip_workload(name: Scalar, _node: Node, _findings: Findings) -> DraftWorkload:
+    """Of a policy whose scope is not sound: its name is taken, and what it selects cannot be judged."""
+    return DraftWorkload(name, None, None, ())
+
+
 def _read_external(name: Scalar, node: Node, findings: Findings) -> DraftExternal:
-    keys = KEYS_EXTERNAL
-    if isinstance(node, Mapping) and any(key.text == "fqdn" for key, _ in node.entries):
-        keys = keys._replace(required=(), optional=KEYS_EXTERNAL.known())
-    fields = read_mapping(node, keys, findings)
+    fields = read_mapping(node, KEYS_EXTERNAL, findings)
+    if isinstance(node, Mapping):
+        _check_known_by_one(node, findings)
     cidr = _optional(fields, "cidr", lambda each: read_networks(each, "`cidr`", findings, empty=False))
     excluded = _optional(fields, "except", lambda each: read_networks(each, "`except`", findings, empty=True))
-    return DraftExternal(name, cidr or (), excluded or ())
+    fqdn = _optional(fields, "fqdn", lambda each: read_names(each, "`fqdn`", findings))
+    return DraftExternal(name, cidr or (), excluded or (), fqdn or ())
+
+
+def _check_known_by_one(node: Mapping, findings: Findings) -> None:
+    """An external is known by its addresses or by its names."""
+    keys = {key.text: key for key, _ in node.entries}
+    if "fqdn" in keys:
+        for key in keys.keys() & {"cidr", "except"}:
+            hint = "make two externals; a rule may name both" if key == "cidr" else "names have no exceptions"
+            findings.add("BH0210", keys[key], hint=hint, key=key, other="fqdn")
+    elif "cidr" not in keys:
+        findings.add("BH0206", Spot(node.line, node.column), hint="or `fqdn`", what="an external", key="cidr")
 
 
 def _read_allow(node: Node, findings: Findings) -> DraftRule | None:
@@ -298,9 +363,9 @@ def _read_rule(node: Node, keys: Keys, kind: str, findings: Findings) -> DraftRu
 
 
 def _read_mtls(node: Node, findings: Findings) -> Scalar | None:
-    """Where `mtls: required` is written; None for `off`."""
-    required = read_word(node, "`mtls`", MTLS, findings)
-    return node if required and isinstance(node, Scalar) else None
+    """What is written, and where."""
+    word = read_word(node, "`mtls`", MTLS, findings)
+    return node if word is not None and isinstance(node, Scalar) else None
 
 
 def _read_peer(node: Node, what: str, findings: Findings) -> DraftPeer | None:

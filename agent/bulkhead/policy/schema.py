@@ -11,7 +11,7 @@ import json
 import sys
 from typing import Any, Final
 
-from bulkhead.policy import read, values
+from bulkhead.policy import keys, match, read, values
 from bulkhead.policy.fields import Keys
 from bulkhead.policy.ports import ICMP_TYPES, PORT_MAX
 
@@ -24,6 +24,8 @@ _NAME: Final = values._NAME.pattern
 _NUMBER: Final = "[1-9][0-9]{0,4}"
 _ICMP: Final = f"icmp(/({'|'.join(ICMP_TYPES)}))?"
 _PORT: Final = f"any|{_ICMP}|proto/[0-9]{{1,3}}|(any|{_NUMBER}(-{_NUMBER})?)(/(tcp|udp))?"
+_DNS_LABEL: Final = "[A-Za-z0-9_]([-A-Za-z0-9_]{0,61}[A-Za-z0-9_])?"
+_FQDN: Final = rf"(\*\.)?{_DNS_LABEL}(\.{_DNS_LABEL})+\.?"
 _PEER_NAME: Final = f"{_NAME}(/{_NAME})?"
 
 
@@ -76,15 +78,15 @@ def _named(definition: str, what: str) -> Schema:
 
 _ACCOUNT: Final = {
     "anyOf": [
-        {"type": "string", "pattern": f"^({values._USER.pattern}|0|[1-9][0-9]{{0,9}})$"},
-        {"type": "integer", "minimum": 0, "maximum": values.UID_MAX},
+        {"type": "string", "pattern": f"^({match._USER.pattern}|0|[1-9][0-9]{{0,9}})$"},
+        {"type": "integer", "minimum": 0, "maximum": match.UID_MAX},
     ]
 }
 _PATH: Final = {"type": "string", "pattern": "^/"}
 
 _MATCH: Final[dict[str, Schema]] = {
     "host": _one_or_many(
-        {"type": "string", "pattern": f"^({values._HOST.pattern})$"},
+        {"type": "string", "pattern": f"^({match._HOST.pattern})$"},
         "Glob over the host's name: limits where the workload can be.",
     ),
     "unit": _one_or_many(
@@ -97,6 +99,21 @@ _MATCH: Final[dict[str, Schema]] = {
     "user": _one_or_many(_ACCOUNT, "Effective user when the socket was opened: name or number."),
     "group": _one_or_many(_ACCOUNT, "Primary group when the socket was opened: name or number."),
     "all": {"const": True, "description": "Every attested endpoint; stands alone, with `host` at most."},
+    "namespace": _one_or_many(
+        {"type": "string", "pattern": f"^({match._POD_PATTERNS['namespace'].pattern})$"},
+        "Glob over the pod's namespace. Left out where the policy's scope has one.",
+    ),
+    "serviceAccount": _one_or_many(
+        {"type": "string", "pattern": f"^({match._POD_PATTERNS['serviceAccount'].pattern})$"},
+        "Glob over the pod's service account.",
+    ),
+    "labels": {
+        "type": "object",
+        "minProperties": 1,
+        "propertyNames": {"pattern": f"^({match._POD_LABEL_KEY.pattern})$"},
+        "additionalProperties": {"type": "string", "pattern": f"^({match._POD_LABEL_VALUE.pattern})$"},
+        "description": "Labels that the pod carries, all of them, exactly.",
+    },
 }
 
 _RULE: Final[dict[str, Schema]] = {
@@ -111,10 +128,13 @@ _RULE: Final[dict[str, Schema]] = {
     "expires": _matching(values._TIME.pattern, "When it lapses, such as 2027-01-31T18:00:00Z; kept by the kernel."),
 }
 
+_API_VERSION: Final[Schema] = {"const": read.API_VERSION, "description": "The version of the language."}
+
 _POLICY: Final[dict[str, Schema]] = {
-    "apiVersion": {"const": read.API_VERSION},
-    "kind": {"const": "Policy"},
+    "apiVersion": _API_VERSION,
+    "kind": {"const": "Policy", "description": "A policy; a file may hold several."},
     "metadata": _ref("metadata"),
+    "scope": _ref("scope"),
     "workloads": _named("workload", "Named sets of endpoints. Each has one identity."),
     "externals": _named("external", "Named sets of addresses outside."),
     "allow": _list(_ref("allow"), "What may talk to what. What no rule allows is refused; order never matters."),
@@ -124,11 +144,32 @@ _POLICY: Final[dict[str, Schema]] = {
 }
 
 _REPOSITORY: Final[dict[str, Schema]] = {
-    "apiVersion": {"const": read.API_VERSION},
-    "kind": {"const": "Repository"},
+    "apiVersion": _API_VERSION,
+    "kind": {"const": "Repository", "description": "The repository itself, in `bulkhead.yaml` at its root."},
     "trustDomain": _matching(values._TRUST_DOMAIN.pattern, "First part of every SPIFFE ID."),
     "defaults": _ref("defaults"),
     "hosts": _ref("hosts"),
+    "signers": _list(
+        _ref("signer"),
+        "Who may write policies, from the next commit on. Without it commits need no signature.",
+        empty=False,
+    ),
+}
+
+_SIGNER: Final[dict[str, Schema]] = {
+    "name": _matching(values._SIGNER.pattern, "Who it is, such as ann@example.org."),
+    "level": _word(read.LEVELS, "The highest level of policy that the key may sign."),
+    "key": _matching(
+        f"({'|'.join(keys.KEY_TYPES).replace('.', '[.]')}) +[A-Za-z0-9+/]+=*( .*)?"
+        f"|{keys.OPENPGP}{keys._FINGERPRINT.pattern.replace('|', f'|{keys.OPENPGP}')}",
+        "An OpenSSH public key, or `openpgp:` and the whole fingerprint of an OpenPGP key.",
+    ),
+    "expires": _matching(values._TIME.pattern, "When the key stops counting, such as 2027-01-31T18:00:00Z."),
+}
+
+_SCOPE: Final[dict[str, Schema]] = {
+    "cluster": _see("name", "The cluster's name, as its agents are told it."),
+    "namespace": _see("name", "The one namespace that the workloads are in; left out: `match` says."),
 }
 
 _OTHERS: Final[dict[str, Schema]] = {
@@ -142,6 +183,7 @@ _OTHERS: Final[dict[str, Schema]] = {
     "labels": _see("labels", "What rules may select the workload by."),
     "cidr": _list(_ref("prefix"), "Its addresses.", empty=False),
     "except": _list(_ref("prefix"), "Addresses that are not among them."),
+    "fqdn": _list(_ref("fqdn"), "DNS names, instead of addresses.", empty=False),
     "from": _RULE["from"],
     "accept": _list(_ref("target"), "Every member of `from` reaches every member of these."),
     "deny": _list(_ref("target"), "No member of `from` reaches any member of these."),
@@ -179,11 +221,20 @@ def _scalars() -> dict[str, Schema]:
         },
         "target": _matching(f"{_PEER_NAME}:({_PORT})", "PEER:PORT"),
         "prefix": _matching(values._PREFIX.pattern, "An address or a prefix without host bits."),
+        "fqdn": _matching(_FQDN, "A whole name, such as s3.example.com; `*` may stand for the first label."),
     }
 
 
 def _mappings() -> dict[str, Schema]:
-    alone = {"if": {"required": ["all"]}, "then": {"propertyNames": {"enum": ["all", "host"]}}}
+    pods = {"anyOf": [{"required": [key]} for key in match.OF_PODS]}
+    alone = [
+        {"if": {"required": ["all"]}, "then": {"propertyNames": {"enum": ["all", "host"]}}},
+        {"if": pods, "then": {"propertyNames": {"enum": list(match.OF_PODS)}}},
+    ]
+    known = {
+        "oneOf": [{"required": ["cidr"]}, {"required": ["fqdn"]}],
+        "dependencies": {"except": ["cidr"]},
+    }
     either = {"anyOf": [{"required": ["accept"]}, {"required": ["deny"]}]}
     lifeline = {**_RULE, "to": _matching(f"host:({_PORT})", "host:PORT")}
     return {
@@ -193,9 +244,11 @@ def _mappings() -> dict[str, Schema]:
         "lifeline": _object(read.KEYS_LIFELINE, lifeline, "A rule to the host."),
         "policy": _object(read.KEYS_POLICY, _POLICY, "Workloads, and what may talk to what."),
         "metadata": _object(read.KEYS_METADATA, _OTHERS, "Whose policy it is."),
+        "signer": _object(read.KEYS_SIGNER, _SIGNER, "A key that commits may be signed with."),
+        "scope": _object(read.KEYS_SCOPE, _SCOPE, "The part of a Kubernetes cluster that the workloads are pods of."),
         "workload": _object(read.KEYS_WORKLOAD, _OTHERS, "A set of endpoints."),
-        "match": _object(values.MATCH, _MATCH, "Keys AND, a list ORs.", minProperties=1, **alone),
-        "external": _object(read.KEYS_EXTERNAL, _OTHERS, "`cidr` less `except`."),
+        "match": _object(match.MATCH, _MATCH, "Keys AND, a list ORs.", minProperties=1, allOf=alone),
+        "external": _object(read.KEYS_EXTERNAL, _OTHERS, "`cidr` less `except`, or `fqdn`.", **known),
         "allow": _object(read.KEYS_ALLOW, _RULE, "A rule. It opens both ends."),
         "exception": _object(read.KEYS_EXCEPTION, _RULE, "A rule that ends."),
         "never": _object(read.KEYS_NEVER, _RULE, "An invariant; without `ports` about all of them."),

@@ -1,4 +1,4 @@
-"""Values with a form of their own: names, prefixes, points in time, labels, selectors."""
+"""Values with a form of their own: names, prefixes, points in time, labels, keys."""
 
 from __future__ import annotations
 
@@ -7,37 +7,28 @@ from datetime import datetime
 from functools import lru_cache
 from ipaddress import IPv6Address, IPv6Network, ip_network
 
-from bulkhead.policy.fields import Keys, expect_items, expect_mapping, read_mapping, read_text, read_written
+from bulkhead.policy.fields import expect_items, expect_mapping, read_text, read_written
 from bulkhead.policy.findings import Findings
-from bulkhead.policy.glob import can_end_in, has_wildcard
-from bulkhead.policy.model import Entity, Match, Network, PortSpec
+from bulkhead.policy.keys import KeyProblemError, parse_key
+from bulkhead.policy.model import Entity, Network, PortSpec
 from bulkhead.policy.ports import PortError, parse_port
-from bulkhead.policy.scalars import DECIMAL
-from bulkhead.policy.yaml_nodes import Node, Scalar, Sequence
+from bulkhead.policy.yaml_nodes import Node, Scalar
 
 NAME_MAX = 63
-UID_MAX = 4294967294
-UNIT_SUFFIXES = (".service", ".scope", ".socket", ".mount", ".swap")
+DNS_NAME_MAX = 253
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_./]{0,61}[A-Za-z0-9])?")
 _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")
-_USER = re.compile(r"[A-Za-z_][-A-Za-z0-9_.]{0,254}\$?")
-_HOST = re.compile(r"[A-Za-z0-9._*?-]{1,253}")
 _TIME = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[-+][0-9]{2}:[0-9]{2})"
 )
+_SIGNER = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.+@]{0,254}")
+_DNS_LABEL = re.compile(r"[a-z0-9_]([-a-z0-9_]{0,61}[a-z0-9_])?")
 _PREFIX = re.compile(r"[0-9A-Fa-f:.]+(/[0-9]{1,3})?")
 _MAPPED = IPv6Network("::ffff:0:0/96")
 
 RESERVED = frozenset(Entity)
-
-MATCH = Keys(
-    "`match`",
-    (),
-    ("host", "unit", "cgroup", "exe", "user", "group", "all"),
-    frozenset({"labels", "namespace"}),
-)
 
 
 def is_name(text: str) -> bool:
@@ -139,11 +130,12 @@ def read_networks(node: Node, what: str, findings: Findings, *, empty: bool) -> 
     items = expect_items(node, what, findings, empty=empty)
     if items is None:
         return None
-    networks = [_read_network(item, findings) for item in items]
+    networks = [read_network(item, findings) for item in items]
     return tuple(dict.fromkeys(network for network in networks if network)) if all(networks) else None
 
 
-def _read_network(node: Node, findings: Findings) -> Network | None:
+def read_network(node: Node, findings: Findings) -> Network | None:
+    """An address prefix; a bare address is one of its whole length."""
     text = read_text(node, "a prefix", findings)
     if text is None:
         return None
@@ -158,7 +150,7 @@ def _network(text: str) -> tuple[str, str, Network | None]:
     """The prefix, or the code and hint of what is wrong with it."""
     if not _PREFIX.fullmatch(text):
         named = re.fullmatch(r"[A-Za-z][-A-Za-z0-9.]*", text)
-        return "BH0303", "names cannot be matched in this version: list their prefixes" if named else "", None
+        return "BH0303", "DNS names are listed under `fqdn`" if named else "", None
     try:
         network = ip_network(text, strict=False)
     except ValueError:
@@ -173,6 +165,69 @@ def _network(text: str) -> tuple[str, str, Network | None]:
 def _unmapped(network: IPv6Network) -> Network:
     address = IPv6Address(network.network_address).ipv4_mapped
     return ip_network((int(address or 0), network.prefixlen - 96))
+
+
+def read_names(node: Node, what: str, findings: Findings) -> tuple[str, ...] | None:
+    """A list of DNS names, not empty; in lower case, without the final dot."""
+    items = expect_items(node, what, findings, empty=False)
+    if items is None:
+        return None
+    names = [_read_fqdn(item, findings) for item in items]
+    return tuple(dict.fromkeys(name for name in names if name)) if all(names) else None
+
+
+def _read_fqdn(node: Node, findings: Findings) -> str | None:
+    text = read_text(node, "a DNS name", findings)
+    if text is None:
+        return None
+    name = text.text.lower().removesuffix(".")
+    problem, hint = _dns_problem(name)
+    if problem:
+        findings.add("BH0316", text, hint=hint, text=text.text, problem=problem)
+        return None
+    return name
+
+
+def _dns_problem(name: str) -> tuple[str, str]:
+    """What keeps a name from being looked up, and a hint; empty when nothing does."""
+    labels = name.split(".")
+    if not name.isascii():
+        return "it is not ASCII", "write its A-labels (`xn--…`), as DNS has them"
+    if "/" in name or ":" in name or labels[-1].isdecimal():
+        return "it is an address or a URL", "addresses are listed under `cidr`"
+    if len(labels) < 2 or labels == ["*", ""]:
+        return "it has one label only", "write the name whole, with its domain"
+    if any("*" in label for label in (labels[0] if labels[0] != "*" else "", *labels[1:])):
+        return "`*` stands for the whole first label", ""
+    if len(name) > DNS_NAME_MAX:
+        return f"it has more than {DNS_NAME_MAX} characters", ""
+    if len(labels) < 3 and labels[0] == "*":
+        return "it is every name of a top-level domain", "name a domain below it"
+    odd = next((label for label in labels[labels[0] == "*" :] if not _DNS_LABEL.fullmatch(label)), None)
+    return ("", "") if odd is None else (f"`{odd}` is no label of a name", "")
+
+
+def read_signer_name(node: Node, findings: Findings) -> str | None:
+    """Who signs: fit for an OpenSSH file of allowed signers."""
+    text = read_text(node, "`name`", findings)
+    if text is None:
+        return None
+    if not _SIGNER.fullmatch(text.text):
+        findings.add("BH0318", text, text=text.text)
+        return None
+    return text.text
+
+
+def read_key(node: Node, findings: Findings) -> str | None:
+    """The public key of a signer, in its canonical form."""
+    text = read_text(node, "`key`", findings)
+    if text is None:
+        return None
+    try:
+        return parse_key(text.text)
+    except KeyProblemError as error:
+        findings.add("BH0317", text, hint=error.hint, problem=error)
+        return None
 
 
 def read_labels(node: Node, what: str, findings: Findings) -> tuple[tuple[str, str], ...] | None:
@@ -193,94 +248,3 @@ def _read_label(node: Node, findings: Findings) -> str | None:
         findings.add("BH0311", text, text=text.text)
         return None
     return text.text
-
-
-def read_match(node: Node, findings: Findings) -> Match | None:
-    """A selector. One of `host` alone selects everything there, as `all: true` does."""
-    if expect_mapping(node, "`match`", findings, empty=False) is None:
-        return None
-    before = findings.count
-    fields = read_mapping(node, MATCH, findings) or {}
-    values = {key: _patterns(key, value, findings) for key, value in fields.items() if key != "all"}
-    everything = "all" in fields and _read_all(fields["all"], values, findings)
-    if findings.count > before or None in values.values():
-        return None
-    sound = {key: value for key, value in values.items() if value}
-    return Match(**sound, everything=everything or sound.keys() == {"host"})
-
-
-def _read_all(node: Node, others: dict[str, tuple[str, ...] | None], findings: Findings) -> bool:
-    text = read_written(node, "`all`", findings)
-    if text is None:
-        return False
-    if not (text.plain and text.text == "true"):
-        findings.add("BH0312", text, hint="write `all: true` or leave it out", problem="its only value is `true`")
-        return False
-    if others.keys() - {"host"}:
-        findings.add("BH0312", text, hint="leave it out", problem="the other keys would say nothing")
-        return False
-    return True
-
-
-def _patterns(key: str, node: Node, findings: Findings) -> tuple[str, ...] | None:
-    """A text or a list of texts."""
-    items = expect_items(node, f"`{key}`", findings, empty=False) if isinstance(node, Sequence) else (node,)
-    if items is None:
-        return None
-    texts = [read_text(item, f"`{key}`", findings, number=key in ("user", "group")) for item in items]
-    checked = [text.text for text in texts if text and _check_pattern(key, text, findings)]
-    return tuple(dict.fromkeys(checked)) if len(checked) == len(items) else None
-
-
-def _check_pattern(key: str, text: Scalar, findings: Findings) -> bool:
-    if key in ("user", "group"):
-        return _check_account(key, text, findings)
-    if key in ("cgroup", "exe"):
-        return _check_path(key, text, findings)
-    return _check_host(text, findings) if key == "host" else _check_unit(text, findings)
-
-
-def _check_account(key: str, text: Scalar, findings: Findings) -> bool:
-    sound = int(text.text) <= UID_MAX if DECIMAL.fullmatch(text.text) else _USER.fullmatch(text.text) is not None
-    if not sound:
-        findings.add("BH0310", text, text=text.text, what=key)
-    return sound
-
-
-def _check_path(key: str, text: Scalar, findings: Findings) -> bool:
-    path = text.text
-    problem, hint = "", ""
-    if not path.startswith("/"):
-        problem, hint = "it is not absolute", f"write `/{path}`" if key == "cgroup" else ""
-    elif key == "exe" and has_wildcard(path):
-        problem, hint = "`exe` takes no globs", "list the executables"
-    elif "**" in path:
-        problem, hint = "`*` stays within a component", "a control group covers its whole subtree"
-    elif path != "/" and path.endswith("/"):
-        problem, hint = "it ends in `/`", f"write `{path.rstrip('/') or '/'}`"
-    elif key == "exe" and path == "/":
-        problem = "it is a directory"
-    elif path != "/" and any(part in ("", ".", "..") for part in path.split("/")[1:]):
-        problem = "it is not in its shortest form"
-    if problem:
-        findings.add("BH0309", text, hint=hint, text=path, problem=problem)
-    return not problem
-
-
-def _check_host(text: Scalar, findings: Findings) -> bool:
-    if not _HOST.fullmatch(text.text):
-        findings.add("BH0308", text, text=text.text, problem="no host has such a name")
-        return False
-    return True
-
-
-def _check_unit(text: Scalar, findings: Findings) -> bool:
-    if "/" in text.text:
-        findings.add("BH0308", text, hint="a path is a `cgroup`", text=text.text, problem="units have no `/`")
-        return False
-    if not any(can_end_in(text.text, suffix) for suffix in UNIT_SUFFIXES):
-        hint = "" if text.text.endswith(".slice") else f"write `{text.text}.service`"
-        problem = "units end in `.service`, `.scope`, `.socket`, `.mount` or `.swap`"
-        findings.add("BH0308", text, hint=hint, text=text.text, problem=problem)
-        return False
-    return True

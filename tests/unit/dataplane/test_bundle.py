@@ -25,9 +25,16 @@ HEADER = struct.Struct("<8sII10I32s")
 def example(host: str | None = "web-1") -> Compiled:
     outside = [external("users", ["0.0.0.0/0", "::/0"], ["10.0.0.0/8"]), external("s3", ["192.0.2.0/24"])]
     backup = workload("backup", Match(host=("db-*",), exe=("/usr/bin/back\u00fcp",), user=("0",)), 7)
+    pods = Match(
+        namespace=("shop", "shop-*"), service_account=("pay",), labels=(("app", "pay"), ("x/y", "")), cluster="prod"
+    )
     rules = ["users -> web 443", "web -> api 8000-8100,icmp/echo", ("any -> s3 443", NOW + timedelta(hours=1))]
     return compile_commit(
-        shop(*rules, "host -> world any", workloads=["web", "api", backup], externals=outside), host, NOW
+        shop(
+            *rules, "host -> world any", workloads=["web", "api", backup, workload("pay", pods, 8)], externals=outside
+        ),
+        host,
+        NOW,
     )
 
 
@@ -133,8 +140,8 @@ def test_cut_bundle_is_refused(size: int) -> None:
 
 def test_other_version_is_refused() -> None:
     fields = list(HEADER.unpack_from(PACKED))
-    fields[1] = 2
-    with pytest.raises(BundleError, match="version 2"):
+    fields[1] = bundle.VERSION + 1
+    with pytest.raises(BundleError, match=f"version {bundle.VERSION + 1} "):
         read(HEADER.pack(*fields) + PACKED[HEADER.size :])
 
 
@@ -148,7 +155,7 @@ def sections_of(data: bytes) -> list[bytes]:
 
 def assembled(sections: list[bytes]) -> bytes:
     body = b"".join(sections)
-    return HEADER.pack(bundle.MAGIC, 1, 1, *map(len, sections), hashlib.sha256(body).digest()) + body
+    return HEADER.pack(bundle.MAGIC, bundle.VERSION, 1, *map(len, sections), hashlib.sha256(body).digest()) + body
 
 
 KEY = struct.Struct("<IIIBBH")

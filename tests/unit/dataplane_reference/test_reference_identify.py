@@ -7,9 +7,11 @@ import pytest
 from bulkhead.dataplane.reference import (
     Endpoint,
     Identified,
+    Pod,
     Standing,
     glob_matches,
     identify,
+    identify_pod,
     identity_number,
     unit_of,
 )
@@ -159,3 +161,40 @@ def test_only_star_and_question_mark_are_special() -> None:
 def test_identity_is_the_start_of_the_hash_with_the_class_bit_cleared() -> None:
     # printf spiffe://example.org/shop/web | sha256sum
     assert identity_number("example.org", QualifiedName("shop/web")) == 0x5E99C74F
+
+
+POD = Pod("prod", "shop", "web", {"app": "web", "track": ""})
+SHOP = ("shop",)
+
+
+@pytest.mark.parametrize(
+    ("match", "expected"),
+    [
+        (Match(namespace=SHOP), Standing.WORKLOAD),
+        (Match(namespace=("sh*",), service_account=("we?",)), Standing.WORKLOAD),
+        (Match(namespace=SHOP, labels=(("track", ""),)), Standing.WORKLOAD),
+        (Match(namespace=SHOP, labels=(("zone", ""),)), Standing.UNKNOWN),
+        (Match(namespace=SHOP, cluster="lab"), Standing.UNKNOWN),
+        (Match(everything=True), Standing.UNKNOWN),
+    ],
+)
+def test_a_pod_is_a_workload_or_nobody(match: Match, expected: Standing) -> None:
+    assert identify_pod(policy_set(one=match), POD).standing is expected
+
+
+@pytest.mark.parametrize(
+    ("less", "more"),
+    [
+        (Match(namespace=SHOP, labels=(("app", "web"),)), Match(namespace=("*",), service_account=("*",))),
+        (Match(namespace=SHOP, labels=(("app", "web"),)), Match(namespace=("*",), labels=tuple(POD.labels.items()))),
+        (Match(namespace=SHOP), Match(namespace=("*",), cluster="prod")),
+        (Match(namespace=("sh*",)), Match(namespace=("*", "shop"))),
+    ],
+)
+def test_the_most_specific_selector_of_a_pod_wins(less: Match, more: Match) -> None:
+    assert identify_pod(policy_set(less=less, more=more), POD).workloads == ("p/more",)
+    assert identify_pod(policy_set(one=more, other=more), POD).standing is Standing.AMBIGUOUS
+
+
+def test_no_selector_of_pods_selects_a_process() -> None:
+    assert standing(NGINX, pods=Match(namespace=("*",))) is Standing.HOST

@@ -155,6 +155,23 @@ def test_an_external_is_its_prefixes_less_the_holes() -> None:
     assert not asked.allows(API_END, INGRESS, OUTSIDE)
 
 
+@pytest.mark.parametrize(
+    ("remote", "allowed"),
+    [
+        ("s3.example.com", True),
+        ("a.example.net", True),
+        ("example.net", False),
+        ("a.b.example.net", False),
+        ("s3.example.org", False),
+        (OUTSIDE, False),
+    ],
+)
+def test_an_external_of_names_is_those_names_with_one_label_for_a_star(remote: Remote, allowed: bool) -> None:
+    named = External("p", "users", (), (), LOC, ("s3.example.com", "*.example.net"))
+    policy_set = replace(Asked((rule(to(WEB), external()),)).policy_set, externals=(named,))
+    assert judge(policy_set, "web-1", WEB_END, EGRESS, remote, TCP, 443, NOW).allowed is allowed
+
+
 def test_address_families_never_mix() -> None:
     asked = Asked((rule(external(), to(API)),))
     assert not asked.allows(API_END, INGRESS, ip_address("::ffff:192.0.2.7"))

@@ -94,6 +94,52 @@ def test_names_and_labels_reach_across_policies(parsed):
     ]
 
 
+def test_a_qualified_name_works_wherever_a_name_does(parsed):
+    other = "apiVersion: bulkhead/v1alpha1\nkind: Policy\nmetadata: {name: net}\n"
+    other += "workloads:\n  dns: {match: {unit: unbound.service}}\nexternals:\n  ops: {cidr: [192.0.2.0/24]}\n"
+    repository = "apiVersion: bulkhead/v1alpha1\nkind: Repository\ntrustDomain: a\n"
+    repository += 'hosts: {lifeline: [{from: net/ops, to: "host:22"}]}\n'
+    body = f"""{SHOP}allow:
+  - {{name: out, from: shop/web, to: net/dns, ports: [53/udp]}}
+  - {{name: in, from: [net/ops, net/dns], to: shop/api, ports: [443]}}
+exceptions:
+  - {{name: late, from: net/ops, to: net/dns, ports: [22], expires: 2027-01-31T18:00:00Z, owner: a, ticket: b}}
+never:
+  - {{name: none, from: [shop/db, net/dns], to: net/ops}}
+tests:
+  - {{from: net/dns, accept: ["shop/api:443"], deny: ["shop/db:any/tcp", "net/ops:22"]}}
+"""
+    policy_set = parsed(body, files={"net.yaml": other, "bulkhead.yaml": repository})
+
+    def named(peer: Peer) -> tuple[str, ...]:
+        return (*peer.workloads, *peer.externals)
+
+    assert {each.name: (named(each.source), named(each.destination)) for each in policy_set.rules} == {
+        "lifeline-1": (("net/ops",), ()),
+        "out": (("shop/web",), ("net/dns",)),
+        "in": (("net/dns", "net/ops"), ("shop/api",)),
+        "late": (("net/ops",), ("net/dns",)),
+    }
+    (never,), (test,) = policy_set.nevers, policy_set.tests
+    assert (named(never.source), named(never.destination)) == (("shop/db", "net/dns"), ("net/ops",))
+    assert named(test.source) == ("net/dns",)
+    assert [named(each.destination) for each in (*test.accept, *test.deny)] == [
+        ("shop/api",),
+        ("shop/db",),
+        ("net/ops",),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "members"),
+    [("[web, api]", ("shop/web", "shop/api")), ("{zone: a}", ("shop/web", "shop/api")), ("any", ())],
+)
+def test_tests_may_ask_of_lists_and_labels(source, members, parsed):
+    (test,) = parsed(f'{SHOP}tests:\n  - {{from: {source}, accept: ["api:1", "db:2"], deny: ["web:3"]}}\n').tests
+    assert test.source.workloads == members
+    assert [each.text for each in (*test.accept, *test.deny)] == ["api:1", "db:2", "web:3"]
+
+
 def test_rule_ids_follow_files_then_documents_then_allow_before_exceptions(parsed):
     def rule(name: str) -> str:
         return f"{{name: {name}, from: any, to: any, ports: [1]}}"

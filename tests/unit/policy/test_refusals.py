@@ -56,11 +56,7 @@ REFUSALS = [
     (SHOP + "allow:\n  - {name: a, from: web, to: [[api]], ports: [1]}\n", "BH0207", 8, 31),
     (SHOP + "allow:\n  - {name: a, from: web, to: api, ports: 443}\n", "BH0207", 8, 42),
     ("workloads:\n  web: {match: {unit: a.service, host: {a: b}}}\n", "BH0207", 5, 40),
-    ("scope: {cluster: prod}\n", "BH0208", 4, 1),
-    ("workloads:\n  web: {match: {labels: {a: b}}}\n", "BH0208", 5, 17),
-    ("workloads:\n  web: {match: {serviceAccount: a}}\n", "BH0208", 5, 17),
     ("workloads:\n  web: {match: {unit: a.service}, spiffe: a}\n", "BH0208", 5, 35),
-    ("externals:\n  s3: {fqdn: [a.example.org]}\n", "BH0208", 5, 8),
     (SHOP + "allow:\n  - {name: a, from: web, to: api, ports: [1], l7: {}}\n", "BH0208", 8, 47),
     ("workloads:\n  web: {match: {}}\n", "BH0209", 5, 16),
     ("workloads:\n  web: {match: {unit: []}}\n", "BH0209", 5, 23),
@@ -69,6 +65,18 @@ REFUSALS = [
     (SHOP + "allow:\n  - {name: a, from: web, to: api, ports: []}\n", "BH0209", 8, 42),
     ("externals:\n  users: {cidr: []}\n", "BH0209", 5, 17),
     ("workloads:\n  web: {match: {unit: a.service}, labels: {}}\n", "BH0209", 5, 43),
+    ("externals:\n  s3: {except: [192.0.2.0/24]}\n", "BH0206", 5, 7),
+    ("externals:\n  s3: {fqdn: a.example.org}\n", "BH0207", 5, 14),
+    ("externals:\n  s3: {fqdn: []}\n", "BH0209", 5, 14),
+    ("externals:\n  s3: {fqdn: [a.example.org], cidr: [192.0.2.0/24]}\n", "BH0210", 5, 31),
+    ("externals:\n  s3: {except: [192.0.2.0/24], fqdn: [a.example.org]}\n", "BH0210", 5, 8),
+    ("scope: {namespace: shop}\n", "BH0206", 4, 9),
+    ("scope: shop\n", "BH0207", 4, 8),
+    ("scope: {cluster: prod, namespce: shop}\n", "BH0205", 4, 24),
+    ("workloads:\n  web: {match: {namespace: a, unit: a.service}}\n", "BH0210", 5, 31),
+    ("workloads:\n  web: {match: {host: web-1, labels: {a: b}, namespace: a}}\n", "BH0210", 5, 30),
+    ("workloads:\n  web: {match: {all: true, namespace: a}}\n", "BH0210", 5, 28),
+    ("workloads:\n  web: {match: {namespace: a, labels: {}}}\n", "BH0209", 5, 39),
     # values
     ("workloads:\n  web_1: {match: {unit: a.service}}\n", "BH0301", 5, 3),
     (f"workloads:\n  {'a' * 64}: {{match: {{unit: a.service}}}}\n", "BH0301", 5, 3),
@@ -107,6 +115,13 @@ REFUSALS = [
     ('workloads:\n  web: {match: {all: "true"}}\n', "BH0312", 5, 22),
     ("workloads:\n  web: {match: {all: true, exe: /bin/a}}\n", "BH0312", 5, 22),
     ("tests:\n  - {from: any, accept: [any]}\n", "BH0314", 5, 26),
+    ("scope: {cluster: Prod}\n", "BH0301", 4, 18),
+    ("scope: {cluster: prod, namespace: shop-*}\n", "BH0301", 4, 35),
+    ("workloads:\n  web: {match: {namespace: Shop}}\n", "BH0308", 5, 28),
+    ("workloads:\n  web: {match: {namespace: a, serviceAccount: a/b}}\n", "BH0308", 5, 47),
+    ("workloads:\n  web: {match: {namespace: a, labels: {a/b/c: d}}}\n", "BH0311", 5, 40),
+    ("workloads:\n  web: {match: {namespace: a, labels: {a: b/c}}}\n", "BH0311", 5, 43),
+    ("workloads:\n  web: {match: {namespace: a, labels: {a: b*}}}\n", "BH0311", 5, 43),
     # names
     (
         SHOP + "allow:\n  - {name: a, from: web, to: api, ports: [1]}\n  - {name: a, from: api, to: web, ports: [1]}\n",
@@ -122,6 +137,12 @@ REFUSALS = [
     (SHOP + "allow:\n  - {name: a, from: web, to: store/api, ports: [1]}\n", "BH0412", 8, 30),
     (SHOP + 'tests:\n  - {from: web, accept: ["ap1:80"]}\n', "BH0412", 8, 26),
     # meaning
+    ("scope: {cluster: a, namespace: b}\nworkloads:\n  web: {match: {namespace: c}}\n", "BH0506", 6, 28),
+    ("scope: {cluster: a, namespace: b}\nworkloads:\n  web: {match: {namespace: [b, b*]}}\n", "BH0506", 6, 28),
+    ("workloads:\n  web: {match: {serviceAccount: a}}\n", "BH0507", 5, 17),
+    ("scope: {cluster: a}\nworkloads:\n  web: {match: {labels: {a: b}}}\n", "BH0507", 6, 17),
+    ("scope: {cluster: a}\nworkloads:\n  web: {match: {host: a, unit: a.service}}\n", "BH0508", 6, 17),
+    ("workloads:\n  web: {match: {all: true}}\nscope: {cluster: a, namespace: b}\n", "BH0508", 5, 17),
     ("allow:\n  - {name: a, from: world, to: world, ports: [1]}\n", "BH0503", 5, 32),
     ("externals:\n  s3: {cidr: [192.0.2.0/24]}\nnever:\n  - {name: a, from: world, to: s3}\n", "BH0503", 7, 32),
     (SHOP + "allow:\n  - {name: a, from: world, to: api, ports: [1], mtls: required}\n", "BH0504", 8, 55),
@@ -168,6 +189,19 @@ def test_refuse_a_lifeline_that_does_not_end_at_a_port_of_the_host(target, numbe
     text = "apiVersion: bulkhead/v1alpha1\nkind: Repository\ntrustDomain: a\nhosts: {lifeline: [{from: any, to: "
     (found,) = refused(files={"bulkhead.yaml": f'{text}"{target}"}}]}}\n'})
     assert (found.code, found.loc.line) == (number, 4)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "example", "*", "*.com", "*.*.example.org", "a.*.org", "a*.example.org", "-a.example.org", "a-.example.org",
+        "a..example.org", ".example.org", "192.0.2.1", "2001:db8::1", "https://example.org", "example.org:443",
+        "bücher.example", "a b.example.org", f"{'a' * 64}.example.org", "a." * 127 + "ab",
+    ],
+)  # fmt: skip
+def test_refuse_what_is_no_dns_name(name, refused):
+    (found,) = refused(f'externals:\n  s3: {{fqdn: [a.example.org, "{name}"]}}\n')
+    assert (found.code, found.loc.line, found.loc.column) == ("BH0316", 5, 30)
 
 
 def test_refuse_an_ambiguous_bare_name_in_a_lifeline(refused):

@@ -33,6 +33,27 @@ tests:
 """
 
 
+PODS = f"""{HEAD}
+scope: {{cluster: prod-eu, namespace: payments}}
+workloads:
+  api: {{match: {{serviceAccount: "api-*", labels: {{app.example.org/name: api, track: ""}}}}}}
+  all: {{match: {{namespace: [payments]}}}}
+externals:
+  s3: {{fqdn: [Shop.S3.example.com, "*.example.net", xn--bcher-kva.example.]}}
+"""
+REPOSITORY = f"""
+apiVersion: bulkhead/v1alpha1
+kind: Repository
+trustDomain: example.org
+defaults: {{mode: observe, mtls: required}}
+hosts: {{mode: observe, lifeline: [{{from: any, to: "host:22"}}]}}
+signers:
+  - {{name: ann@example.org, level: guardrail, key: ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI+/= ann@laptop}}
+  - {{name: ann, level: app, key: sk-ssh-ed25519@openssh.com AAAA, expires: 2027-01-31T18:00:00Z}}
+  - {{name: bob, level: platform, key: "openpgp:{"0123456789abcdef" * 4}"}}
+"""
+
+
 class Loader(yaml.SafeLoader):
     """YAML as editors read it: a date is text."""
 
@@ -77,8 +98,59 @@ def test_whatever_the_parser_takes_is_valid(policy_set) -> None:
             VALIDATOR.validate(one)
 
 
-def test_every_part_of_the_language_is_valid() -> None:
-    VALIDATOR.validate(documents(WHOLE)[0])
+@pytest.mark.parametrize("text", [WHOLE, PODS, REPOSITORY], ids=["hosts", "pods", "repository"])
+def test_every_part_of_the_language_is_valid(text: str) -> None:
+    VALIDATOR.validate(documents(text)[0])
+
+
+def test_every_key_says_what_it_is() -> None:
+    definitions = schema()["definitions"]
+    silent = [
+        f"{name}.{key}"
+        for name, definition in definitions.items()
+        for key, value in definition.get("properties", {}).items()
+        if not (value.get("description") or definitions[value.get("$ref", "/").rpartition("/")[2]].get("description"))
+    ]
+    assert silent == []
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong"),
+    [
+        ("scope: {cluster: prod-eu, namespace: payments}", "scope: {namespace: payments}"),
+        ('{serviceAccount: "api-*", ', "{unit: api.service, "),
+        ("{namespace: [payments]}", "{namespace: payments, all: true}"),
+        ("{namespace: [payments]}", "{namespace: payments, host: node-1}"),
+        ("{namespace: [payments]}", "{labels: {}}"),
+        ("{namespace: [payments]}", "{labels: {app: a/b}}"),
+        ("{namespace: [payments]}", "{labels: {app: [a]}}"),
+        ('"*.example.net"', '"*.net"'),
+        ('"*.example.net"', '"a.*.net"'),
+        ('"*.example.net"', "localhost"),
+        ("{fqdn: ", "{cidr: [192.0.2.0/24], fqdn: "),
+        ("{fqdn: ", "{except: [192.0.2.0/24], fqdn: "),
+        ("{fqdn: [Shop.S3.example.com, ", "{except: ["),
+    ],
+)
+def test_pods_and_names_of_another_form_are_invalid(part: str, wrong: str) -> None:
+    assert part in PODS
+    assert not valid(PODS.replace(part, wrong))
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong"),
+    [
+        ("ssh-ed25519", "ssh-dss"),
+        ("ssh-ed25519", "ssh-ed25519-cert"),
+        ("openpgp:0123", "openpgp:"),
+        ("level: guardrail", "level: root"),
+        ("name: bob", "name: bob other"),
+        (", level: platform", ""),
+    ],
+)
+def test_signers_of_another_form_are_invalid(part: str, wrong: str) -> None:
+    assert part in REPOSITORY
+    assert not valid(REPOSITORY.replace(part, wrong))
 
 
 def test_examples_of_warnings_are_valid() -> None:
@@ -96,7 +168,10 @@ def _parses(text: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("number", ["BH0203", "BH0204", "BH0205", "BH0206", "BH0207", "BH0208", "BH0301", "BH0302"])
+FORMS = ("BH0203", "BH0204", "BH0205", "BH0206", "BH0207", "BH0208", "BH0210", "BH0301", "BH0302", "BH0316", "BH0318")
+
+
+@pytest.mark.parametrize("number", FORMS)
 def test_what_the_parser_refuses_for_its_form_is_invalid(number: str) -> None:
     text = CODES[number].example
     assert not _parses(text)
