@@ -41,12 +41,16 @@ class Listed:
 
 def read_inventory(path: Path, default_host: str = "") -> tuple[Listed, ...]:
     """The inventory in a file. Raises UnreachableError when it cannot be read, else as `parse_inventory`."""
+    return parse_inventory(read_content(path, SIZE_LIMIT), str(path), default_host)
+
+
+def read_content(path: Path, limit: int) -> bytes:
+    """The bytes of a file, and one more than `limit` of one that is larger. Raises UnreachableError."""
     try:
         with path.open("rb") as file:
-            content = file.read(SIZE_LIMIT + 1)
+            return file.read(limit + 1)
     except OSError as error:
         raise UnreachableError(f"cannot read the inventory `{path}`: {error.strerror}") from error
-    return parse_inventory(content, str(path), default_host)
 
 
 def parse_inventory(content: bytes, path: str, default_host: str = "") -> tuple[Listed, ...]:

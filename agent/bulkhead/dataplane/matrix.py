@@ -13,7 +13,7 @@ from bulkhead.dataplane.resolve import HOST, WORLD
 from bulkhead.errors import UsageError
 from bulkhead.identity.selectors import Ambiguous, Endpoint, Host, classify
 from bulkhead.policy.model import PortSpec
-from bulkhead.policy.ports import ICMP, ICMPV6, PortError, parse_port
+from bulkhead.policy.ports import ICMP, ICMPV6, SCTP, TCP, TRANSPORTS, UDP, PortError, parse_port
 
 Engine = Callable[[Compiled, int, int, int, int, int], PolicyEntry | None]
 """Answers for one end: compiled commit, local identity, direction, remote identity, protocol, port."""
@@ -21,7 +21,9 @@ Engine = Callable[[Compiled, int, int, int, int, int], PolicyEntry | None]
 Cell = dict[str, object]
 
 _FAMILY_OF = {ICMP: 4, ICMPV6: 6}
-_PROTOCOL_NAMES = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp"}
+_PROTOCOL_NAMES = {ICMP: "icmp", TCP: "tcp", UDP: "udp", ICMPV6: "icmp"}
+_BY_NUMBER = "proto/"
+"""How the spelling of a whole protocol begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ def matrix(
         for source, destination in _pairs(endpoints, outside)
         for port in wanted
         for family in sorted(source.families & destination.families)
-        if _FAMILY_OF.get(port.protocol, family) == family
+        if in_family(port, family)
     ]
     return {"endpoints": [end.name for end in endpoints], "cells": cells}
 
@@ -71,7 +73,7 @@ def parse_ports(text: str) -> tuple[PortSpec, ...]:
 
 def _parse_port(text: str) -> tuple[PortSpec, ...]:
     try:
-        specs = parse_port(text)
+        specs = parse_port(text, with_sctp=True)
     except PortError as error:
         raise UsageError(f"`{text}` is not a port: {error}") from error
     if any(spec.first != spec.last and not _is_one_kind(spec) for spec in specs):
@@ -83,7 +85,7 @@ def _is_one_kind(spec: PortSpec) -> bool:
     """One ICMP type, or a protocol that has no ports."""
     if spec.protocol in _FAMILY_OF:
         return spec.first >> 8 == spec.last >> 8
-    return spec.protocol not in _PROTOCOL_NAMES
+    return spec.text.startswith(_BY_NUMBER)
 
 
 def _pairs(endpoints: Sequence[_End], outside: Sequence[_End]) -> Iterator[tuple[_End, _End]]:
@@ -119,8 +121,8 @@ def _cell(compiled: Compiled, engine: Engine, source: _End, destination: _End, p
     return {
         "from": source.name,
         "to": destination.name,
-        "port": _port_name(port),
-        "protocol": _PROTOCOL_NAMES.get(port.protocol, f"proto/{port.protocol}"),
+        "port": port_name(port),
+        "protocol": protocol_name(port),
         "family": family,
         "verdict": "deny" if deciding is None else "allow",
         "rule": rule,
@@ -153,7 +155,19 @@ def _as_seen(compiled: Compiled, viewer: _End, other: _End, family: int) -> int:
     return WORLD if known is None else class_of(compiled, known)
 
 
-def _port_name(port: PortSpec) -> int | str:
-    if port.protocol in _PROTOCOL_NAMES and port.protocol not in _FAMILY_OF:
-        return port.first
-    return port.text.partition("/")[2]
+def in_family(port: PortSpec, family: int) -> bool:
+    """Whether a protocol occurs in an address family: ICMP is another one in each."""
+    return _FAMILY_OF.get(port.protocol, family) == family
+
+
+def port_name(port: PortSpec) -> int | str:
+    """The port of a cell: a number, or what is behind the slash."""
+    has_ports = port.protocol in TRANSPORTS.values() and not port.text.startswith(_BY_NUMBER)
+    return port.first if has_ports else port.text.partition("/")[2]
+
+
+def protocol_name(port: PortSpec) -> str:
+    """The protocol of a cell."""
+    if port.protocol == SCTP and not port.text.startswith(_BY_NUMBER):
+        return "sctp"
+    return _PROTOCOL_NAMES.get(port.protocol, f"{_BY_NUMBER}{port.protocol}")

@@ -64,6 +64,7 @@ TCP: Final = socket.IPPROTO_TCP
 UDP: Final = socket.IPPROTO_UDP
 ICMP: Final = socket.IPPROTO_ICMP
 ICMPV6: Final = socket.IPPROTO_ICMPV6
+SCTP: Final = socket.IPPROTO_SCTP
 UDP_LITE: Final = 136
 
 _CLONE_NEWNET: Final = 0x40000000
@@ -479,8 +480,9 @@ def _as_if_enforced(compiled: Compiled) -> Compiled:
 class _KernelEngine:
     """Finds a packet for each question; who is who is asked of the kernel as well.
 
-    A packet cannot stand for everything: what is no TCP or UDP is received by the host alone, and when the other end
-    of a conversation within the machine refuses, this end's rule is not told. Then the judge is asked without a packet.
+    A packet cannot stand for everything: what is no TCP or UDP is received by the host alone, ports of SCTP are not
+    read, and of a conversation within the machine one end's judgement is told. For the other the judge is asked without
+    a packet.
     """
 
     def __init__(self, judge: Judge, endpoints: Iterable[Endpoint], addresses: Iterable[Address]) -> None:
@@ -507,7 +509,8 @@ class _KernelEngine:
 
     def _by_packet(self, local: int, direction: Direction, remote: int, protocol: int, port: int) -> Ruling | None:
         near, far = self._endpoints.get(local), self._endpoints.get(remote)
-        if near is None:
+        # The programs do not read the ports of SCTP: a packet of it is asked about as port 0.
+        if near is None or (protocol == SCTP and port):
             return None
         if remote == Identity.WORLD or remote >> 31:
             return self._with_address(near, direction, remote, protocol, port)
@@ -530,7 +533,6 @@ class _KernelEngine:
 
 
 def _decides(ruling: Ruling, direction: Direction) -> bool:
-    """Whether a ruling is policy's, and that of the end that was asked."""
-    if ruling.verdict is Verdict.ALLOW:
-        return True
-    return ruling.verdict is Verdict.DENY and ruling.reason in _POLICY_REASONS and ruling.direction is direction
+    """Whether a ruling is policy's, and that of the end that was asked: the other may allow by another rule."""
+    refused = ruling.verdict is Verdict.DENY and ruling.reason in _POLICY_REASONS
+    return (ruling.verdict is Verdict.ALLOW or refused) and ruling.direction is direction
