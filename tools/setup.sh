@@ -10,12 +10,14 @@ readonly SYSTEM_PYTHON=/usr/bin/python3
 readonly VENV=$ROOT/.venv
 readonly STAMP=$VENV/stamp
 readonly POLICY_RC=/usr/sbin/policy-rc.d
+# The language server that the published schema is tested with, and all that it needs, to the version.
+readonly EDITOR=$ROOT/tests/editor
 
 readonly PACKAGES=(
     # What the agent runs on.
-    python3 python3-venv python3-bpfcc libbpf1 linux-libc-dev git iproute2 ca-certificates
+    python3 python3-venv python3-bpfcc libbpf1 linux-libc-dev git openssh-client gnupg iproute2 ca-certificates
     # What the build and the tests run.
-    make gcc libc6-dev procps iputils-ping curl nftables systemd
+    make gcc libc6-dev procps iputils-ping curl nftables systemd openssh-server
     # The workloads of the end-to-end tests and the demonstration.
     redis-server redis-tools nginx-light prometheus
 )
@@ -26,8 +28,10 @@ fail() {
 }
 
 missing_packages() {
-    local name
-    for name in "${PACKAGES[@]}"; do
+    local name wanted=("${PACKAGES[@]}")
+    # Node from elsewhere brings npm along, and Debian's would be at odds with it.
+    command -v npm >/dev/null || wanted+=(nodejs npm)
+    for name in "${wanted[@]}"; do
         if [[ $(dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null) != installed ]]; then
             echo "$name"
         fi
@@ -60,7 +64,7 @@ mount_file_systems() {
 
 # What the environment depends on: the requirements, the interpreter, and the place it cannot be moved from.
 fingerprint() {
-    { cat "$ROOT/pyproject.toml" && "$SYSTEM_PYTHON" -VV && echo "$ROOT"; } | sha256sum
+    { cat "$ROOT/pyproject.toml" "$EDITOR/package-lock.json" && "$SYSTEM_PYTHON" -VV && echo "$ROOT"; } | sha256sum
 }
 
 make_environment() {
@@ -74,6 +78,9 @@ make_environment() {
     "$SYSTEM_PYTHON" -m venv --clear --system-site-packages "$VENV"
     "$VENV/bin/python" -m pip install --quiet --editable "$ROOT[dev]"
     "$VENV/bin/python" -c 'import bcc' || fail "python3-bpfcc is installed but cannot be imported"
+    mkdir "$VENV/editor"
+    cp "$EDITOR"/package*.json "$VENV/editor"
+    npm ci --prefix "$VENV/editor" --silent --no-audit --no-fund --ignore-scripts
     echo "$wanted" >"$STAMP"
 }
 

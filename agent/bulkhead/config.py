@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import socket
 import tomllib
 from dataclasses import dataclass, field, fields, replace
@@ -20,10 +22,22 @@ class Settings:
 
     host: str = field(default_factory=socket.gethostname)
     """Name that `host:` selectors are compared with."""
-    repository: Path = Path("/etc/bulkhead/policy")
-    """The policy repository, bare or not. Only commits are read, never a work tree."""
+    repository: str = "/etc/bulkhead/policy"
+    """The policy repository: a path, bare or not, of which only commits are read, never a work tree; or a URL."""
     ref: str = "HEAD"
-    """What to enforce: a branch, a tag or a commit."""
+    """What to enforce: a branch, a tag or a commit; of a URL a branch, a tag or a full reference."""
+    poll_s: float = 10.0
+    """How often a remote is asked."""
+    signers: Path | None = None
+    """The operator's file of signers; None: only those that the repository names."""
+    ssh_key: Path | None = None
+    """Private key for `ssh://`."""
+    ssh_known_hosts: Path | None = None
+    """Host keys for `ssh://`; nothing else is trusted."""
+    https_ca: Path | None = None
+    """Certificates that vouch for `https://`; None: the system's."""
+    https_credentials: Path | None = None
+    """A file with `USER:TOKEN` for `https://`, readable by its owner alone."""
     cgroup_root: Path | None = None
     """Control group below which sockets are judged; None: the root of the machine's cgroup2 hierarchy."""
     netns: Path | None = None
@@ -68,6 +82,31 @@ class Settings:
         return self.state_dir / "generations.jsonl"
 
     @property
+    def accepted(self) -> Path:
+        """The commit that the next one has to descend from."""
+        return self.state_dir / "accepted.json"
+
+    @property
+    def rollbacks(self) -> Path:
+        """What operators rolled back, a JSON line each."""
+        return self.state_dir / "rollbacks.jsonl"
+
+    @property
+    def mirror(self) -> Path:
+        """What was fetched from a remote."""
+        return self.state_dir / "mirror.git"
+
+    @property
+    def keyring(self) -> Path:
+        """The keys of signers, as git wants them."""
+        return self.state_dir / "keyring"
+
+    @property
+    def quarantine(self) -> Path:
+        """The workloads that an operator has isolated."""
+        return self.state_dir / "quarantine.json"
+
+    @property
     def saved_flows(self) -> Path:
         """The flow log over a restart."""
         return self.state_dir / "flows.json"
@@ -87,6 +126,18 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
     return _checked(replace(Settings(), **{key: _converted(key, value) for key, value in given.items()}))
 
 
+def dump(settings: Settings) -> str:
+    """Settings as text, for a process of our own."""
+    values = ((one.name, getattr(settings, one.name)) for one in fields(Settings))
+    return json.dumps({key: str(value) if isinstance(value, Path) else value for key, value in values})
+
+
+def parse(text: str) -> Settings:
+    """What `dump` wrote."""
+    given = {key: value for key, value in json.loads(text).items() if value is not None}
+    return replace(Settings(), **{key: _converted(key, value) for key, value in given.items()})
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -96,8 +147,24 @@ def _read(path: Path) -> dict[str, Any]:
         raise UsageError(f"the settings `{path}` are not valid TOML: {error}") from error
 
 
-_PATHS = ("repository", "cgroup_root", "netns", "pins", "run_dir", "state_dir")
-_TYPES: dict[str, type] = {"metrics_port": int, "observe_only": bool}
+_PATHS = (
+    *("cgroup_root", "netns", "pins", "run_dir", "state_dir"),
+    *("signers", "ssh_key", "ssh_known_hosts", "https_ca", "https_credentials"),
+)
+_TYPES: dict[str, type] = {"metrics_port": int, "observe_only": bool, "poll_s": float}
+
+_URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
+_SCP = re.compile(r"(?!/)(?:[^/:@]+@)?[^/:]+:(?!//)")
+SCHEMES = ("ssh", "https", "file")
+POLL_MIN_S = 1.0
+
+
+def scheme_of(repository: str) -> str:
+    """How a repository is fetched; empty for a path. `git@host:path` is ssh."""
+    url = _URL.match(repository)
+    if url:
+        return url["scheme"]
+    return "ssh" if _SCP.match(repository) else ""
 
 
 def _converted(key: str, value: Any) -> Any:
@@ -105,7 +172,11 @@ def _converted(key: str, value: Any) -> Any:
         if not isinstance(value, str | Path):
             raise UsageError(f"the setting `{key}` is a path, not `{value!r}`")
         return Path(value)
+    if key == "repository" and isinstance(value, Path):
+        return str(value)
     wanted = _TYPES.get(key, str)
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
         raise UsageError(f"the setting `{key}` takes a {wanted.__name__}, not `{value!r}`")
     return value
@@ -116,4 +187,29 @@ def _checked(settings: Settings) -> Settings:
         raise UsageError(f"the setting `prefer` is `tcx` or `clsact`, not `{settings.prefer}`")
     if not 0 <= settings.metrics_port <= 65535:
         raise UsageError(f"the setting `metrics_port` is 0..65535, not `{settings.metrics_port}`")
+    if not settings.poll_s >= POLL_MIN_S:
+        raise UsageError(f"the setting `poll_s` is {POLL_MIN_S:g} at least, not `{settings.poll_s:g}`")
+    _check_remote(settings)
     return settings
+
+
+def _check_remote(settings: Settings) -> None:
+    scheme = scheme_of(settings.repository)
+    if not scheme:
+        return
+    if scheme not in SCHEMES:
+        raise UsageError(
+            f"the setting `repository` is a path or begins with ssh://, https:// or file://, not {scheme}://"
+        )
+    if not settings.repository.isprintable() or " " in settings.repository or settings.repository.startswith("-"):
+        raise UsageError("the setting `repository` has characters that belong in no URL")
+    if scheme == "https" and "@" in settings.repository.split("/")[2]:
+        raise UsageError("the setting `repository` holds credentials: they belong in the file `https_credentials`")
+    if scheme == "ssh" and settings.ssh_known_hosts is None:
+        raise UsageError("the setting `ssh_known_hosts` is missing: host keys are never taken on trust")
+    ref = settings.ref
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_./+@=-]*", ref) or ".." in ref or "@{" in ref:
+        raise UsageError(f"the setting `ref` is a branch, a tag or a full reference of the remote, not `{ref}`")
+    for path in (settings.ssh_key, settings.ssh_known_hosts):
+        if path is not None and (not re.fullmatch(r"[A-Za-z0-9_./+@=,:-]+", str(path)) or not path.is_absolute()):
+            raise UsageError(f"`{path}` is not an absolute path without blanks or quotes, which ssh needs")

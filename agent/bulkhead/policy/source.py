@@ -1,23 +1,21 @@
 """The files of a policy, as the blobs of a commit; or of a directory, for work in progress.
 
-A repository is somebody else's: it may hold hooks, filters, replaced objects, promises of objects that a remote helper
-would fetch, paths that lead out of it. So git is run on its object store only, never on a work tree, with an
-environment of its own, and what is not a regular file is refused rather than followed.
+A repository is somebody else's: what is not a regular file of it is refused rather than followed, and everything is
+bounded before it is read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
 import stat
-import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from bulkhead.errors import Diagnostic, Loc, PolicyError, UnreachableError
+from bulkhead.policy import git
 from bulkhead.policy.codes import message, presentable
 
 FILE_BYTES_MAX = 1 << 20
@@ -26,17 +24,6 @@ FILES_MAX = 10_000
 SUFFIXES = (".yaml", ".yml")
 ABBREVIATED = 7
 """Characters of a commit id in places and messages."""
-
-GIT_TIMEOUT_S = 60
-
-_CONFIG = {
-    "safe.directory": "*",
-    "core.hooksPath": os.devnull,
-    "core.fsmonitor": "false",
-    "protocol.allow": "never",
-}
-
-_OBJECT_ID = re.compile(rb"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +61,9 @@ def read_commit(repository: Path, revision: str) -> Sources:
     Raises UnreachableError when the repository or the commit is not there, PolicyError when a file is not one that may
     be read.
     """
-    directory = git_directory(repository)
-    commit = _resolve_in(directory, repository, revision)
-    listing = _git(directory, "ls-tree", "-r", "-l", "-z", "--full-tree", commit)
+    directory = git.git_directory(repository)
+    commit = git.resolve(directory, revision, repository)
+    listing = git.run(directory, "ls-tree", "-r", "-l", "-z", "--full-tree", commit)
     entries = _select(_entries(listing), commit[:ABBREVIATED])
     return Sources(commit, tuple(_read_blobs(directory, entries, commit)))
 
@@ -105,74 +92,9 @@ def blob_id(content: bytes, algorithm: str = "sha1") -> str:
     return digest.hexdigest()
 
 
-def git_directory(repository: Path) -> Path:
-    """Where the objects are. Named outright: git's own search would climb into directories above."""
-    root = repository.absolute()
-    inside = root / ".git"
-    if inside.exists():
-        return inside
-    if (root / "HEAD").is_file() and (root / "objects").is_dir():
-        return root
-    raise UnreachableError(f"`{presentable(str(repository))}` is not a git repository")
-
-
-def resolve(repository: Path, revision: str) -> str:
-    """The full id of the commit that a revision names. Raises UnreachableError when there is none."""
-    return _resolve_in(git_directory(repository), repository, revision)
-
-
-def _resolve_in(directory: Path, repository: Path, revision: str) -> str:
-    found = b""
-    if revision and not revision.startswith("-") and revision.isprintable():
-        found = _git(directory, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}", may_fail=True).strip()
-    if not _OBJECT_ID.fullmatch(found):
-        raise UnreachableError(f"`{presentable(revision)}` names no commit in `{presentable(str(repository))}`")
-    return found.decode()
-
-
-def _environment(directory: Path) -> dict[str, str]:
-    """All that git gets to see: nothing is inherited, so that no GIT_* of a caller redirects it."""
-    environment = {
-        "PATH": os.environ.get("PATH", os.defpath),
-        "LC_ALL": "C",
-        "HOME": "/nonexistent",
-        "GIT_DIR": str(directory),
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CONFIG_GLOBAL": os.devnull,
-        "GIT_ATTR_NOSYSTEM": "1",
-        "GIT_NO_REPLACE_OBJECTS": "1",
-        "GIT_NO_LAZY_FETCH": "1",
-        "GIT_ALLOW_PROTOCOL": "none",
-        "GIT_OPTIONAL_LOCKS": "0",
-        "GIT_TERMINAL_PROMPT": "0",
-        "GIT_CONFIG_COUNT": str(len(_CONFIG)),
-    }
-    for number, (key, value) in enumerate(_CONFIG.items()):
-        environment[f"GIT_CONFIG_KEY_{number}"] = key
-        environment[f"GIT_CONFIG_VALUE_{number}"] = value
-    return environment
-
-
-def _git(directory: Path, *arguments: str, stdin: bytes = b"", may_fail: bool = False) -> bytes:
-    command = ["git", "--no-optional-locks", "--no-pager", *arguments]
-    try:
-        done = subprocess.run(
-            command,
-            input=stdin,
-            capture_output=True,
-            timeout=GIT_TIMEOUT_S,
-            env=_environment(directory),
-            cwd="/",
-            check=False,
-        )
-    except FileNotFoundError as error:
-        raise UnreachableError("git is not installed") from error
-    except subprocess.TimeoutExpired as error:
-        raise UnreachableError(f"git did not answer within {GIT_TIMEOUT_S} seconds") from error
-    if done.returncode and not may_fail:
-        reason = presentable(done.stderr.decode("utf-8", "replace").strip()) or f"status {done.returncode}"
-        raise UnreachableError(f"git {arguments[0]} failed: {reason}")
-    return done.stdout
+def is_policy(path: str) -> bool:
+    """Whether a path is read as policy: by its suffix, unless a directory on the way begins with a dot."""
+    return path.lower().endswith(SUFFIXES) and not path.startswith(".") and "/." not in path
 
 
 def _entries(listing: bytes) -> Iterator[_Entry]:
@@ -189,7 +111,7 @@ def _select(entries: Iterable[_Entry], commit: str) -> list[_Entry]:
     folded: dict[str, str] = {}
     for entry in entries:
         _check_kind(entry, commit)
-        if not entry.path.lower().endswith(SUFFIXES) or entry.path.startswith(".") or "/." in entry.path:
+        if not is_policy(entry.path):
             continue
         _check_size(entry.path, entry.size, commit)
         if entry.path in chosen or not entry.path.isprintable():
@@ -232,7 +154,7 @@ def _refuse(number: str, path: str, commit: str, **values: object) -> NoReturn:
 def _read_blobs(directory: Path, entries: list[_Entry], commit: str) -> Iterator[SourceFile]:
     """The contents, all from one run of git, each held against its id."""
     wanted = "".join(f"{entry.object_id}\n" for entry in entries).encode()
-    output = memoryview(_git(directory, "cat-file", "--batch", stdin=wanted) if entries else b"")
+    output = memoryview(git.run(directory, "cat-file", "--batch", stdin=wanted) if entries else b"")
     position = 0
     for entry in entries:
         head = f"{entry.object_id} blob {entry.size}\n".encode()
