@@ -9,19 +9,21 @@ from xml.sax.saxutils import escape, quoteattr
 from bulkhead.cli.output import safe, safe_lines
 
 if TYPE_CHECKING:
-    from bulkhead.cli.changes import Case
+    from bulkhead.cli.testing import Case
 
 
-def junit(cases: Sequence[Case]) -> str:
-    """The document. One suite for each group of cases, in their order."""
+def junit(cases: Sequence[Case], engine: str) -> str:
+    """The document. One suite for each group of cases, in their order; each says which engine judged it."""
     groups = dict.fromkeys(case.group for case in cases)
-    suites = (_suite(group, [case for case in cases if case.group == group]) for group in groups)
+    suites = (_suite(group, [case for case in cases if case.group == group], engine) for group in groups)
     head = f"<testsuites name={_attribute('bulkhead test')} {_counts(cases)}>"
     return "\n".join(['<?xml version="1.0" encoding="UTF-8"?>', head, *suites, "</testsuites>"]) + "\n"
 
 
-def _suite(group: str, cases: Sequence[Case]) -> str:
-    return "\n".join([f"  <testsuite name={_attribute(group)} {_counts(cases)}>", *map(_case, cases), "  </testsuite>"])
+def _suite(group: str, cases: Sequence[Case], engine: str) -> str:
+    head = f"  <testsuite name={_attribute(group)} {_counts(cases)}>"
+    judge = f'    <properties><property name="engine" value={_attribute(engine)}/></properties>'
+    return "\n".join([head, judge, *map(_case, cases), "  </testsuite>"])
 
 
 def _counts(cases: Iterable[Case]) -> str:

@@ -10,15 +10,17 @@ where this side has chosen it, in what leaves. A scan from outside is one record
 from __future__ import annotations
 
 import json
+import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from ipaddress import IPv6Address
 from struct import Struct
 from typing import Any, Final, NamedTuple
 
 from bulkhead.abi import Direction, DropReason, EventFlag, EventHook, Identity, Verdict, VerdictEvent, name_of
 from bulkhead.errors import UsageError
+from bulkhead.observe.minutes import Minutes, Path
 from bulkhead.observe.names import Namer
 from bulkhead.observe.subscriptions import Subscriptions
 
@@ -62,6 +64,8 @@ class Context:
     """Asked once for a new record, and again for another pid while the answer was None."""
     clock_offset_s: float
     """Unix seconds at which CLOCK_BOOTTIME was 0."""
+    peer: Callable[[int], Process | None] = lambda _: None
+    """Who the other end is, by pid, when it is on this machine. Asked as `process` is. For reports only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,9 @@ class FlowRecord:
     """`tc` for a packet, `call` when connect() or sendmsg() was refused."""
     cut: bool
     """An open conversation was cut off."""
+    peer_exe: str = ""
+    """Of `peer_pid`, as far as it could be told."""
+    peer_cgroup: str = ""
 
     @property
     def local(self) -> str:
@@ -132,10 +139,10 @@ def record_to_json(record: FlowRecord) -> dict[str, Any]:
 
 def record_from_json(value: object) -> FlowRecord:
     """The record that `record_to_json` gave. Raises UsageError for anything else."""
-    if not isinstance(value, dict) or set(value) != set(_FIELD_TYPES):
+    if not isinstance(value, dict) or not set(value) <= set(_FIELD_TYPES) or not set(value) >= _REQUIRED:
         raise UsageError("not a flow record: its fields are others")
     for name, kind in _FIELD_TYPES.items():
-        if not isinstance(value[name], (int, float) if kind is float else kind):
+        if name in value and not isinstance(value[name], (int, float) if kind is float else kind):
             raise UsageError(f"not a flow record: `{name}` has another type")
     return FlowRecord(**value)
 
@@ -143,6 +150,8 @@ def record_from_json(value: object) -> FlowRecord:
 _FIELD_TYPES: Final = {
     one.name: {"str": str, "int": int, "float": float, "bool": bool}[str(one.type)] for one in fields(FlowRecord)
 }
+_REQUIRED: Final = {one.name for one in fields(FlowRecord) if one.default is MISSING}
+"""Others are not in what earlier versions saved."""
 
 
 class _Key(NamedTuple):
@@ -165,18 +174,23 @@ class _Key(NamedTuple):
 class _Entry:
     """A record in the making. Texts wait until somebody asks: most events only add one to a count."""
 
-    __slots__ = ("commit", "context", "count", "event", "first_ns", "last_ns", "names", "pid", "process", "rule")
+    __slots__ = (
+        "commit", "context", "count", "event", "first_ns", "last_ns", "names", "path", "peer", "peer_pid", "pid",
+        "process", "rule",
+    )  # fmt: skip
 
-    def __init__(self, event: tuple[Any, ...], context: Context) -> None:
+    def __init__(self, key: _Key, event: tuple[Any, ...], context: Context) -> None:
         self.count = 0
         self.first_ns = self.last_ns = event[0]
         self.process: Process | None = None
         self.pid = -1
+        self.peer: Process | None = None
+        self.peer_pid = 0
         self.event = event
         self.context = context
-        self.name(context.namer)
+        self.name(key, context.namer)
 
-    def name(self, namer: Namer) -> None:
+    def name(self, key: _Key, namer: Namer) -> None:
         """Looks the numbers up while their generation is still known."""
         local, remote, rule_id, generation = self.event[6:10]
         identities = (local, remote)
@@ -187,6 +201,11 @@ class _Entry:
             (identity, namer.identity(identity, generation), namer.spiffe_id(identity, generation))
             for identity in identities
         )
+        ends = [name for _, name, _ in self.names]
+        source, destination = ends if key.direction == Direction.EGRESS else reversed(ends)
+        address = address_text(key.remote_address) if key.remote_address else ""
+        way = name_of(Direction, key.direction)
+        self.path = Path(way, source, destination, address, protocol_name(key.protocol), key.port)
 
 
 class FlowLog:
@@ -194,6 +213,11 @@ class FlowLog:
 
     def __init__(self, limit: int = RECORDS_MAX) -> None:
         self._limit = limit
+        self.since = time.time()
+        """Unix seconds from when on nothing was given up for lack of room."""
+        self.absent_s = 0.0
+        """Seconds since the log was begun in which no agent kept it."""
+        self.minutes = Minutes(self.since)
         self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
         self._loaded: OrderedDict[tuple[object, ...], FlowRecord] = OrderedDict()
         self.evicted = 0
@@ -218,11 +242,12 @@ class FlowLog:
         entry = self._entries.get(key)
         is_new = entry is None
         if entry is None:
-            entry = self._entries[key] = _Entry(event, context)
+            entry = self._entries[key] = _Entry(key, event, context)
             self._evict()
         else:
             self._entries.move_to_end(key)
-        _add(entry, event, context)
+        _add(key, entry, event, context)
+        self.minutes.add(event[_TIME] / 1e9 + context.clock_offset_s, entry.path, _VERDICTS.get(key.verdict, ""))
         if self.subscriptions:
             self.subscriptions.publish(_snapshot(key, entry))
         return _snapshot(key, entry) if is_new else None
@@ -237,7 +262,9 @@ class FlowLog:
 
     def dump(self) -> str:
         """Everything, to be kept over a restart."""
-        return json.dumps({"version": _DUMP_VERSION, "records": [record_to_json(one) for one in self.records()]})
+        records = [record_to_json(one) for one in self.records()]
+        kept = {"since": self.since, "until": time.time(), "absent_s": self.absent_s}
+        return json.dumps({"version": _DUMP_VERSION, **kept, "minutes": self.minutes.to_json(), "records": records})
 
     def load(self, text: str) -> int:
         """Takes in what `dump` gave; returns how many records. Raises UsageError for anything else, taking nothing."""
@@ -251,18 +278,31 @@ class FlowLog:
         if not isinstance(listed, list):
             raise UsageError("the saved flow log has no records")
         records = [record_from_json(one) for one in listed]
+        if "minutes" in value:
+            self.minutes.load(value["minutes"])
+        self._resume(value)
         for record in records[: self._limit]:
             self._loaded[_loaded_key(record)] = record
         self._evict()
         return len(records)
 
+    def _resume(self, dump: dict[str, Any]) -> None:
+        """The log goes on where another agent left it; older ones do not say since when they kept it."""
+        times = [dump.get(name) for name in ("since", "until", "absent_s")]
+        if all(type(one) in (int, float) for one in times):
+            since, until, absent_s = (float(one) for one in times if one is not None)
+            self.absent_s += absent_s + max(0.0, self.since - until)
+            self.since = min(self.since, since)
+
     def _evict(self) -> None:
         while len(self._entries) + len(self._loaded) > self._limit:
             # What an earlier agent saw is older than anything this one did; loaded records are the latest first.
             if self._loaded:
-                self._loaded.popitem(last=True)
+                _, record = self._loaded.popitem(last=True)
+                self.since = max(self.since, record.last_seen)
             else:
-                self._entries.popitem(last=False)
+                _, entry = self._entries.popitem(last=False)
+                self.since = max(self.since, entry.last_ns / 1e9 + entry.context.clock_offset_s)
             self.evicted += 1
 
 
@@ -307,6 +347,7 @@ def _key(event: tuple[Any, ...]) -> _Key:
     )
 
 
+_VERDICTS: Final = {int(verdict): name_of(Verdict, verdict) for verdict in Verdict}
 _OUTSIDE: Final = (int(Identity.UNKNOWN), int(Identity.WORLD))
 
 
@@ -331,24 +372,28 @@ def _process_end(event: tuple[Any, ...]) -> str:
     return "source" if event[_DIRECTION] == Direction.EGRESS else "destination"
 
 
-def _add(entry: _Entry, event: tuple[Any, ...], context: Context) -> None:
+def _add(key: _Key, entry: _Entry, event: tuple[Any, ...], context: Context) -> None:
     entry.count += 1
     entry.last_ns = max(entry.last_ns, event[_TIME])
     entry.context = context
     changed = event[_GENERATION] != entry.event[_GENERATION] or event[_RULE] != entry.event[_RULE]
     entry.event = event
     if changed:
-        entry.name(context.namer)
+        entry.name(key, context.namer)
     pid = event[_TGID]
     if entry.process is None and pid != entry.pid:
         sighting = Sighting(pid, event[_CGROUP], event[_INODE], event[_DEVICE], event[_EXE_GENERATION])
         entry.process = context.process(sighting) if pid else None
     entry.pid = pid
+    peer_pid = event[_PEER]
+    if entry.peer is None and peer_pid and peer_pid != entry.peer_pid:
+        entry.peer = context.peer(peer_pid)
+        entry.peer_pid = peer_pid
 
 
 def _snapshot(key: _Key, entry: _Entry) -> FlowRecord:
     event = entry.event
-    process = entry.process or Process()
+    process, peer = entry.process or Process(), entry.peer or Process()
     offset = entry.context.clock_offset_s
     local, remote = entry.names
     source, destination = (local, remote) if key.direction == Direction.EGRESS else (remote, local)
@@ -388,6 +433,8 @@ def _snapshot(key: _Key, entry: _Entry) -> FlowRecord:
         commit=entry.commit,
         hook=name_of(EventHook, event[_HOOK]),
         cut=bool(event[_FLAGS] & EventFlag.CUT),
+        peer_exe=peer.exe,
+        peer_cgroup=peer.cgroup,
     )
 
 
