@@ -15,7 +15,7 @@ SUITES := $(wildcard $(ORDER)) \
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-$(STAMP): pyproject.toml tools/setup.sh
+$(STAMP): pyproject.toml tools/setup.sh tests/editor/package-lock.json
 	tools/setup.sh
 
 setup: ## install what is missing on this machine (root)
@@ -30,6 +30,7 @@ lint: $(STAMP) ## style
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) tools/genabi.py --check
+	.venv/bin/bulkhead fmt --check policies
 
 types: $(STAMP) ## static types
 	$(PYTHON) -m mypy

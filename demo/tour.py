@@ -159,8 +159,8 @@ class Tour:
     def _narrow_api(self) -> None:
         path = self._host.repository / "shop.yaml"
         before = path.read_text()
-        old = "api:   {match: {cgroup: /shop/api}, "
-        new = f"api:   {{match: {{cgroup: /shop/api, exe: {Path(PYTHON).resolve()}}}, "
+        old = "api: {match: {cgroup: /shop/api}, "
+        new = f"api: {{match: {{cgroup: /shop/api, exe: {Path(PYTHON).resolve()}}}, "
         if before.count(old) != 1:
             raise RuntimeError(f"policies/shop.yaml has changed: the demo looks for `{old}`")
         path.write_text(before.replace(old, new))
