@@ -19,6 +19,7 @@ sys.path[:0] = [str(_ROOT / "agent"), str(_ROOT / "tests")]
 os.environ["PYTHONPATH"] = str(_ROOT / "agent")
 
 import agents  # noqa: E402
+import authoring  # noqa: E402
 import packets  # noqa: E402
 import page  # noqa: E402
 import paths  # noqa: E402
@@ -37,7 +38,7 @@ _RULES = 100_000
 
 def measure(console: Console) -> list[Figure]:
     """Every figure. Memory and starts come first, while the agents are fresh; what bloats them comes last."""
-    measured: list[list[Figure]] = []
+    measured: list[list[Figure]] = [authoring.measure()]
     with tempfile.TemporaryDirectory(prefix="bulkhead-bench-") as name:
         directory = Path(name)
         program = traffic.build(directory)

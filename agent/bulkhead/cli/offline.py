@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bulkhead.cli.options import View, view_options
-from bulkhead.cli.output import note, show, show_json, write_json
+from bulkhead.cli.output import note, show, show_json, write_json, write_pieces
 from bulkhead.errors import Diagnostic, ExitCode, PolicyError, UsageError
 
 if TYPE_CHECKING:
@@ -20,14 +20,20 @@ if TYPE_CHECKING:
     from bulkhead.dataplane.compile import Compiled
     from bulkhead.dataplane.inventory import Listed
     from bulkhead.dataplane.matrix import Engine
-    from bulkhead.policy.model import PolicySet
+    from bulkhead.dataplane.resolve import Resolved
+    from bulkhead.policy.model import PortSpec
 
 
 @click.command()
 @click.option("--policy", type=click.Path(path_type=Path), required=True, help="Directory, or repository with --rev.")
 @click.option("--rev", help="A commit of the repository.")
-@click.option("--inventory", type=click.Path(path_type=Path), required=True, help="YAML list of endpoints.")
-@click.option("--ports", required=True, help="Such as 80/tcp,53/udp,icmp/echo.")
+@click.option(
+    "--inventory",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="YAML list of endpoints, or Kubernetes objects: `kubectl get ns,pods,services,nodes -A -o yaml`.",
+)
+@click.option("--ports", required=True, help="Such as 80/tcp,53/udp,3868/sctp,icmp/echo.")
 @click.option("--address", "addresses", metavar="NAME=IP", multiple=True, help="An address outside, under a name.")
 @click.option(
     "--engine", type=click.Choice(("model", "kernel")), default="model", help="Who judges; kernel needs root."
@@ -43,23 +49,81 @@ def matrix(
     engine: str,
 ) -> ExitCode:
     """Show who reaches whom, for every pair of endpoints, as if all were in enforce mode."""
-    from bulkhead.cli.files import compile_policy
-    from bulkhead.dataplane.inventory import read_inventory
-    from bulkhead.dataplane.matrix import matrix as tabulate
+    from bulkhead.dataplane.cluster_inventory import SIZE_LIMIT, is_cluster
+    from bulkhead.dataplane.inventory import read_content
     from bulkhead.dataplane.matrix import parse_ports
 
     wanted, outside = parse_ports(ports), _addresses(addresses)
-    listed = read_inventory(inventory)
-    compiled = compile_policy(policy, rev)
-    with _engine(engine, compiled, listed, outside) as judge:
-        found = tabulate(compiled, listed, wanted, outside, judge)
+    content = read_content(inventory, SIZE_LIMIT)
+    draw = _draw_cluster if is_cluster(content) else _draw_hosts
+    draw(view, _Question(policy, rev, inventory, content, wanted, outside, engine))
+    return ExitCode.OK
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Question:
+    """What a matrix is asked."""
+
+    policy: Path
+    rev: str | None
+    inventory: Path
+    content: bytes
+    """Of the inventory."""
+    ports: Sequence[PortSpec]
+    addresses: Mapping[str, Address]
+    engine: str
+
+
+def _draw_hosts(view: View, asked: _Question) -> None:
+    from bulkhead.cli.files import compile_policy
+    from bulkhead.dataplane.compile import lookup
+    from bulkhead.dataplane.inventory import parse_inventory
+    from bulkhead.dataplane.matrix import matrix as tabulate
+
+    listed = parse_inventory(asked.content, str(asked.inventory))
+    compiled = compile_policy(asked.policy, asked.rev)
+    with _kernel(asked, lambda: (compiled, listed)) as kernel:
+        found = tabulate(compiled, listed, asked.ports, asked.addresses, kernel[1] if kernel else lookup)
     if view.as_json:
         write_json(found)
     else:
         from bulkhead.cli import render
 
         show(view, render.matrix(found))
-    return ExitCode.OK
+
+
+def _draw_cluster(view: View, asked: _Question) -> None:
+    from bulkhead.cli.files import read_policy
+    from bulkhead.dataplane.cluster_checks import judged_cluster
+    from bulkhead.dataplane.cluster_inventory import parse_cluster
+    from bulkhead.dataplane.cluster_matrix import cluster_matrix, tables
+
+    cluster = parse_cluster(asked.content, str(asked.inventory))
+    for kind, count in cluster.ignored.items():
+        note(f"{count} of kind {kind} in the inventory are of no matter here")
+    resolved = judged_cluster(read_policy(asked.policy, asked.rev), cluster, datetime.now(UTC))
+    with _kernel(asked, lambda: tables(resolved, asked.ports)) as kernel:
+        found = cluster_matrix(resolved, asked.ports, asked.addresses, kernel)
+        write_pieces(found.json() if view.as_json else found.lines())
+
+
+@contextlib.contextmanager
+def _kernel(
+    asked: _Question, tables: Callable[[], tuple[Compiled, Sequence[Listed]]]
+) -> Iterator[tuple[Compiled, Engine] | None]:
+    """The engine that asks the kernel, with the tables it has in force; None when the model is to answer."""
+    if asked.engine == "model":
+        yield None
+        return
+    import os
+
+    if os.geteuid() != 0:
+        raise UsageError("`--engine kernel` loads the kernel programs, which needs root; `--engine model` does not")
+    from bulkhead.kernel.judge import kernel_engine
+
+    compiled, listed = tables()
+    with kernel_engine(compiled, listed, asked.addresses) as engine:
+        yield compiled, engine
 
 
 def _addresses(texts: Sequence[str]) -> dict[str, Address]:
@@ -76,25 +140,6 @@ def _addresses(texts: Sequence[str]) -> dict[str, Address]:
             raise UsageError(f"the address `{name}` is given twice")
         found[name] = address
     return found
-
-
-@contextlib.contextmanager
-def _engine(
-    name: str, compiled: Compiled, listed: Sequence[Listed], outside: Mapping[str, Address]
-) -> Iterator[Engine]:
-    if name == "model":
-        from bulkhead.dataplane.compile import lookup
-
-        yield lookup
-        return
-    import os
-
-    if os.geteuid() != 0:
-        raise UsageError("`--engine kernel` loads the kernel programs, which needs root; `--engine model` does not")
-    from bulkhead.kernel.judge import kernel_engine
-
-    with kernel_engine(compiled, listed, outside) as engine:
-        yield engine
 
 
 @click.command()
@@ -121,25 +166,20 @@ def lint(view: View, directory: Path, rev: str | None) -> ExitCode:
 def _findings(directory: Path, rev: str | None) -> tuple[bool, tuple[Diagnostic, ...]]:
     """Whether the policy would be refused, and everything there is to say about it."""
     from bulkhead.cli.files import read_policy
-    from bulkhead.policy.lint import lint as inspect
+    from bulkhead.dataplane.compile import examine
+    from bulkhead.dataplane.lint import lint as inspect
 
     try:
         policy_set = read_policy(directory, rev)
     except PolicyError as error:
         return True, error.diagnostics
     now = datetime.now(UTC)
-    refusals = _refusals(policy_set, now)
-    return bool(refusals), (*refusals, *inspect(policy_set, now))
-
-
-def _refusals(policy_set: PolicySet, now: datetime) -> tuple[Diagnostic, ...]:
-    from bulkhead.dataplane.compile import compile_commit
-
+    resolved: Resolved | None = None
     try:
-        compile_commit(policy_set, None, now)
+        resolved, refusals = examine(policy_set, None, now)
     except PolicyError as error:
-        return error.diagnostics
-    return ()
+        refusals = error.diagnostics
+    return bool(refusals), (*refusals, *inspect(policy_set, now, resolved))
 
 
 def _finding(one: Diagnostic) -> dict[str, Any]:

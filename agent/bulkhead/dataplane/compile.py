@@ -133,22 +133,33 @@ def compile_commit(policy_set: PolicySet, host: str | None, now: datetime, limit
     Raises PolicyError with all findings: workloads that tie (BH0601), identities that collide or are reserved
     (BH0602), rules that break a `never` (BH0501), tests that fail (BH0502), more than the maps hold (BH0701).
     """
+    resolved, findings = examine(policy_set, host, now, limits)
+    if findings:
+        raise PolicyError(findings)
+    return compile_resolved(resolved)
+
+
+def examine(
+    policy_set: PolicySet, host: str | None, now: datetime, limits: Limits | None = None
+) -> tuple[Resolved, tuple[Diagnostic, ...]]:
+    """What `compile_commit` would compile, and everything for which it would refuse to.
+
+    Raises PolicyError where the findings leave nothing to compile: identities that collide, too many prefixes.
+    """
     limits = limits or Limits()
     findings = find_ties(policy_set.workloads)
     try:
         resolved = resolve(policy_set, host, now, limits)
     except PolicyError as error:
-        raise PolicyError(_shown(policy_set, [*findings, *error.diagnostics])) from None
+        raise PolicyError(shown(policy_set, [*findings, *error.diagnostics])) from None
     index = RuleIndex(resolved.rules)
     findings += check_nevers(resolved, index)
     findings += check_tests(resolved, index)
     findings += check_size(resolved, limits)
-    if findings:
-        raise PolicyError(_shown(policy_set, findings))
-    return compile_resolved(resolved)
+    return resolved, tuple(shown(policy_set, findings))
 
 
-def _shown(policy_set: PolicySet, findings: Iterable[Diagnostic]) -> list[Diagnostic]:
+def shown(policy_set: PolicySet, findings: Iterable[Diagnostic]) -> list[Diagnostic]:
     """In file order, each with its author's line when the policy was read from files."""
     contents = {file.path: file.content for file in policy_set.sources.files} if policy_set.sources else {}
     lined = (
@@ -195,7 +206,7 @@ def compile_resolved(resolved: Resolved) -> Compiled:
         classes6=dict(directory.classes6),
         classes={number: tuple(sorted(members)) for members, number in directory.classes.items()},
         workloads=workloads,
-        rules={rule.rule_id: _rule_info(rule) for rule in policy_set.rules},
+        rules={rule.rule_id: rule_info(rule) for rule in policy_set.rules},
         executables=tuple(sorted({exe for w in workloads if w.local for exe in w.match.exe})),
     )
 
@@ -214,7 +225,8 @@ def _workload_info(resolved: Resolved, workload: Workload) -> WorkloadInfo:
     )
 
 
-def _rule_info(rule: Rule) -> RuleInfo:
+def rule_info(rule: Rule) -> RuleInfo:
+    """A rule as it is shown."""
     return RuleInfo(
         rule.rule_id,
         rule.qualified,

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import lru_cache
 
 from bulkhead.abi import Identity
-from bulkhead.dataplane.addresses import WORLD_MEMBERS, address_classes, prefix_count
+from bulkhead.dataplane.addresses import WORLD_MEMBERS, address_classes, name_classes, prefix_count
 from bulkhead.errors import Diagnostic, PolicyError
 from bulkhead.identity.registry import Members, assign_classes, assign_workloads
 from bulkhead.identity.selectors import can_be_on
 from bulkhead.policy.model import Entity, Network, Peer, PolicySet, PortSpec, QualifiedName, Rule
+from bulkhead.policy.ports import ports_overlap
 
 HOST = int(Identity.HOST)
 WORLD = int(Identity.WORLD)
@@ -131,7 +131,8 @@ def _directory(policy_set: PolicySet, host: str | None, limits: Limits) -> Direc
     local = {workloads[w.qualified] for w in policy_set.workloads if can_be_on(w.match, host)}
     _refuse_too_many_prefixes(policy_set, limits)
     families = [address_classes(policy_set.externals, version, limits.memberships) for version in (4, 6)]
-    sets = {members for family in families for members in family.prefixes.values()}
+    # A DNS name is a class without prefixes: rules about it are judged, and no packet is of it until it is learned.
+    sets = {members for family in families for members in family.prefixes.values()} | name_classes(policy_set.externals)
     locs = {external.qualified: external.loc for external in policy_set.externals}
     classes = assign_classes(sets | {WORLD_MEMBERS}, locs)
     classes4, classes6 = ({n: classes[members] for n, members in family.prefixes.items()} for family in families)
@@ -213,9 +214,3 @@ class _SideIndex:
             rules = [rule for other in near for rule in self._rules[other]]
             found = self._touching[side] = sorted(rules, key=lambda rule: rule.rule.rule_id)
         return found
-
-
-@lru_cache(maxsize=65536)
-def ports_overlap(first: tuple[PortSpec, ...], second: tuple[PortSpec, ...]) -> bool:
-    """Whether some port is in both lists."""
-    return any(a.protocol == b.protocol and a.first <= b.last and b.first <= a.last for a in first for b in second)

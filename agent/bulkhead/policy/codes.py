@@ -5,8 +5,9 @@ Codes never change their meaning and are never used again. `python -m bulkhead.p
     01xx  text and YAML         06xx  identity
     02xx  structure             07xx  capacity
     03xx  values                08xx  repository
-    04xx  names                 09xx  bundles
+    04xx  names                 09xx  bundles, the kernel
     05xx  meaning, invariants   10xx  lint
+    11xx  signatures, source    12xx  Kubernetes dialects
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ GROUPS = {
     "06": "Identity",
     "07": "Capacity",
     "08": "Repository",
-    "09": "Bundles",
+    "09": "Bundles and the kernel",
     "10": "Lint",
+    "11": "Signatures and source",
+    "12": "Kubernetes dialects",
 }
 
 
@@ -53,6 +56,11 @@ def _warning(number: str, template: str, explanation: str, example: str) -> Code
 _HEAD = "apiVersion: bulkhead/v1alpha1\nkind: Policy\nmetadata: {name: shop}\n"
 _SHOP = _HEAD + "workloads:\n  web: {match: {unit: nginx.service}}\n  api: {match: {unit: api.service}}\n"
 _REPOSITORY = "apiVersion: bulkhead/v1alpha1\nkind: Repository\n"
+_NETPOL = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: web}\n"
+_CNP = (
+    "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {name: base}\n"
+    "spec:\n  tier: Admin\n  priority: 10\n  subject: {namespaces: {}}\n"
+)
 
 _TEXT = (
     Code(
@@ -142,13 +150,13 @@ _STRUCTURE = (
         "BH0202",
         "`kind: {kind}` does not belong here",
         "`bulkhead.yaml` at the root holds exactly one `kind: Repository` document; every other YAML file holds "
-        "`kind: Policy` documents.",
+        "`kind: Policy` documents or Kubernetes policies.",
         _REPOSITORY + "trustDomain: example.org\n",
     ),
     Code(
         "BH0203",
         "`{version}` is not a version of the policy language",
-        "The version says which meaning a file was written for; only `bulkhead/v1alpha1` is known.",
+        "The version says which meaning a file was written for: `bulkhead/v1alpha1`, or that of a Kubernetes policy.",
         "apiVersion: bulkhead/v2\nkind: Policy\nmetadata: {name: shop}\n",
     ),
     Code(
@@ -179,13 +187,20 @@ _STRUCTURE = (
         "BH0208",
         "`{key}` is not in this version",
         "The language has a place for it, this version cannot enforce it, and what cannot be enforced is refused.",
-        _HEAD + "externals:\n  s3: {fqdn: [s3.example.com]}\n",
+        _SHOP + "allow:\n  - {name: web-api, from: web, to: api, ports: [443], l7: {}}\n",
     ),
     Code(
         "BH0209",
         "{what} must not be empty",
         "An empty list or mapping is more likely a slip than a wish. A selector of everything is written `all: true`.",
         _HEAD + "workloads:\n  web: {match: {}}\n",
+    ),
+    Code(
+        "BH0210",
+        "`{key}` does not go with `{other}`",
+        "An external is known by its addresses (`cidr`, `except`) or by DNS names (`fqdn`); a workload is processes of "
+        "hosts, or pods (`namespace`, `serviceAccount`, `labels`).",
+        _HEAD + "workloads:\n  web: {match: {namespace: shop, unit: nginx.service}}\n",
     ),
 )
 
@@ -254,7 +269,8 @@ _VALUES = (
     Code(
         "BH0311",
         "`{text}` is not a label",
-        "Keys and values of labels are at most 63 letters, digits and inner `-`, `_`, `.` and `/`.",
+        "Keys and values of labels are at most 63 letters, digits and inner `-`, `_`, `.` and `/`. In `match` they are "
+        "those of pods: a value may be empty, and only a key has a `/`, behind a DNS name.",
         _HEAD + 'workloads:\n  web: {match: {unit: nginx.service}, labels: {tier: "web tier"}}\n',
     ),
     Code(
@@ -281,6 +297,27 @@ _VALUES = (
         "Lifeline rules keep an operator's way into the machine itself open, and nothing else.",
         _REPOSITORY + 'trustDomain: example.org\nhosts: {lifeline: [{from: any, to: "any:22"}]}\n',
     ),
+    Code(
+        "BH0316",
+        "`{text}` is not a DNS name that can be matched: {problem}",
+        "Names are written whole, in ASCII; `*` may stand for the first label and is then exactly one label.",
+        _HEAD + 'externals:\n  s3: {fqdn: ["*.*.example.com"]}\n',
+    ),
+    Code(
+        "BH0317",
+        "this is not a key that commits can be verified with: {problem}",
+        "A signer has an OpenSSH public key, as in a file ending in `.pub`, or the whole fingerprint of an OpenPGP "
+        "key: `openpgp:` and 40 or 64 hexadecimal digits.",
+        _REPOSITORY + "trustDomain: example.org\nsigners:\n  - {name: ann, level: app, key: ssh-ed25519 AAAA}\n",
+    ),
+    Code(
+        "BH0318",
+        "`{text}` is not the name of a signer",
+        "Letters, digits and `-`, `_`, `.`, `+` and `@`, beginning with a letter or digit, at most 255, such as "
+        "`ann@example.org`.",
+        _REPOSITORY + "trustDomain: example.org\nsigners:\n"
+        f"  - {{name: Ann Other, level: app, key: 'openpgp:{'0123456789' * 4}'}}\n",
+    ),
 )
 
 _NAMES = (
@@ -302,6 +339,14 @@ _NAMES = (
         "`unknown` cannot be a peer",
         "It stands for a peer without a proven identity, which matches nothing.",
         _SHOP + "allow:\n  - {name: open, from: unknown, to: web, ports: [443]}\n",
+    ),
+    Code(
+        "BH0404",
+        "`{name}` has the key of `{other}`",
+        "A commit is signed with one key, and one key has one level.",
+        _REPOSITORY + "trustDomain: example.org\nsigners:\n"
+        f"  - {{name: ann, level: app, key: 'openpgp:{'0123456789' * 4}'}}\n"
+        f"  - {{name: bob, level: platform, key: 'openpgp:{'0123456789' * 4}'}}\n",
     ),
     Code(
         "BH0411",
@@ -347,6 +392,34 @@ _MEANING = (
         "no workload carries the labels `{labels}`",
         "The selection is empty and matches nothing; most likely a label is misspelt.",
         _SHOP + "allow:\n  - {name: web-db, from: web, to: {tier: data}, ports: [5432]}\n",
+    ),
+    Code(
+        "BH0506",
+        "`{text}` is not `{namespace}`, the namespace of the scope",
+        "The workloads of a policy are within its `scope`.",
+        _HEAD + "scope: {cluster: prod, namespace: shop}\nworkloads:\n  web: {match: {namespace: billing}}\n",
+    ),
+    Code(
+        "BH0507",
+        "a selector of pods needs `namespace`",
+        "Whoever may make pods in some namespace chooses their labels and service accounts. Without a namespace any "
+        'of them could take this workload\'s name; `"*"` says that this is meant.',
+        _HEAD + "workloads:\n  web: {match: {serviceAccount: web}}\n",
+    ),
+    Code(
+        "BH0508",
+        "`{key}` selects on hosts, and the scope is a cluster",
+        "The workloads of a policy with a `scope` are pods.",
+        _HEAD + "scope: {cluster: prod, namespace: shop}\nworkloads:\n  web: {match: {unit: nginx.service}}\n",
+    ),
+    _warning(
+        "BH0509",
+        "whether `{rule}` breaks `{never}` cannot be told from files: `{name}` may have addresses of `{network}`",
+        "Which addresses a DNS name has is only known when it is looked up. Give both ends of the comparison "
+        "addresses, or both DNS names, and it is exact.",
+        _SHOP + "externals:\n  s3: {fqdn: [s3.example.com]}\n  office: {cidr: [192.0.2.0/24]}\n"
+        "allow:\n  - {name: web-s3, from: web, to: s3, ports: [443]}\n"
+        "never:\n  - {name: not-office, from: web, to: office}\n",
     ),
 )
 
@@ -434,6 +507,70 @@ _LINT = (
         _SHOP + "externals:\n  users: {cidr: [192.0.2.0/24], except: [10.0.0.0/8]}\nallow:\n"
         "  - {name: in, from: users, to: web, ports: [443]}\n",
     ),
+    _warning(
+        "BH1009",
+        "`{rule}` adds nothing to {count} others, which together allow all of it",
+        "Each of its openings is opened by another rule already, for at least as long.",
+        _SHOP + "allow:\n  - {name: low, from: web, to: api, ports: [8000-8499]}\n"
+        "  - {name: high, from: web, to: api, ports: [8500-8999]}\n"
+        "  - {name: both, from: web, to: api, ports: [8400-8600]}\n",
+    ),
+    _warning(
+        "BH1010",
+        "`{rule}` lets every workload reach every other",
+        "Whoever takes over one workload then reaches all of them, those of other teams and of tomorrow included.",
+        _SHOP + "allow:\n  - {name: mesh, from: any, to: any, ports: [443]}\n",
+    ),
+    _warning(
+        "BH1011",
+        "`{rule}` opens every port between a workload and the whole world",
+        "Nothing is left for it to refuse: as a way in it exposes whatever listens, as a way out it lets anything go.",
+        _SHOP + "allow:\n  - {name: out, from: web, to: world, ports: [any]}\n",
+    ),
+    _warning(
+        "BH1012",
+        "`{rule}` opens {port} ({service}) to the whole world",
+        "Ports through which machines are run are the first that strangers try.",
+        _SHOP + "externals:\n  everybody: {cidr: [0.0.0.0/0]}\nallow:\n"
+        "  - {name: ssh, from: everybody, to: web, ports: [22]}\n",
+    ),
+    _warning(
+        "BH1013",
+        "`{rule}` opens {count} {name} ports",
+        "Nothing listens on that many; the others serve nobody but an intruder.",
+        _SHOP + "allow:\n  - {name: web-api, from: web, to: api, ports: [1024-65535]}\n",
+    ),
+    _warning(
+        "BH1014",
+        "exception `{rule}` expires at {expires}",
+        "It ends within a week, in the kernel, whatever is still using it then.",
+        "an exception that ends in three days",
+    ),
+    _warning(
+        "BH1015",
+        "`{rule}` opts out of mutual TLS; its owner is {owner}",
+        "Its peers need not prove who they are to each other. Every such rule is listed, so that none is forgotten.",
+        _SHOP + 'allow:\n  - {name: web-api, from: web, to: api, ports: [443], mtls: "off"}\n',
+    ),
+    _warning(
+        "BH1016",
+        "policy `{policy}` is of level `{level}` and names no owner",
+        "It binds other teams, who need to know whom to ask.",
+        "apiVersion: bulkhead/v1alpha1\nkind: Policy\nmetadata: {name: base, level: platform}\n",
+    ),
+    _warning(
+        "BH1017",
+        "no test names workload `{name}`",
+        "The policy has tests, and what this workload may do is not among them. A policy without any is left alone.",
+        _SHOP + "allow:\n  - {name: web-api, from: web, to: api, ports: [443]}\n"
+        'tests:\n  - {from: web, deny: ["world:443"]}\n',
+    ),
+    _warning(
+        "BH1018",
+        "invariant `{never}` does not say why",
+        "Whoever runs into it later cannot tell whether it still holds.",
+        _SHOP + "never:\n  - {name: apart, from: web, to: api}\n",
+    ),
 )
 
 _SOURCE = (
@@ -475,6 +612,85 @@ _SOURCE = (
     ),
 )
 
+_SIGNING = (
+    Code(
+        "BH1101",
+        "commit {commit} is not signed",
+        "Signers are in force, so every commit since the accepted one is signed, merges included.",
+        "a commit made without `git commit -S`",
+    ),
+    Code(
+        "BH1102",
+        "commit {commit} is signed with {signer}, which is the key of no signer in force",
+        "Signers are those of the operator's file, and those that the repository named before this commit.",
+        "a commit signed by somebody whom `signers` does not name, or named only by this very commit",
+    ),
+    Code(
+        "BH1103",
+        "commit {commit} is signed by {signer} with a key or signature that has expired or is not valid yet",
+        "A key counts while it is valid at the commit's own date and now: dates of commits are the signer's word.",
+        "a commit signed after `expires` or `valid_before`",
+    ),
+    Code(
+        "BH1104",
+        "commit {commit} is signed by {signer} with a key that is revoked",
+        "Whoever holds a revoked key may not be the signer any more, whenever the commit says that it was made.",
+        "a commit signed with a key of `revoked_keys`, or an OpenPGP key with a revocation",
+    ),
+    Code(
+        "BH1105",
+        "the signature of commit {commit} by {signer} is not good",
+        "The commit is not what was signed, or the signature is for another purpose.",
+        "a signature copied from another commit",
+    ),
+    Code(
+        "BH1106",
+        "commit {commit} changes {what}, which needs a signer of level `{needed}`: `{signer}` has `{level}`",
+        "A signer may write at his level and below. `bulkhead.yaml`, keys of signers, policies of a whole Kubernetes "
+        "cluster and invariants that are removed or changed need `guardrail`; a merge needs what differs from each of "
+        "its parents.",
+        "a policy of level `platform`, changed by a signer of level `app`",
+    ),
+    Code(
+        "BH1107",
+        "commit {commit} does not descend from {last}, which was accepted last",
+        "History only goes forward: a branch that was forced back or rewritten could bring back what was mended. "
+        "`bulkhead rollback` accepts such a commit, with a reason that is recorded.",
+        "`git push --force` of an older commit",
+    ),
+    Code(
+        "BH1108",
+        "commit {commit} comes with {amount} since {last}",
+        "The limit keeps the work that a push can cause within bounds. Move the reference in steps, or accept the "
+        "commit with `bulkhead rollback`.",
+        "a reference that moved on by more than 1,000 commits",
+    ),
+    Code(
+        "BH1110",
+        "cannot fetch from `{remote}`",
+        "What is enforced stays in force, and the host looks again at every interval.",
+        "a git host that is down, or has another host key",
+    ),
+    Code(
+        "BH1111",
+        "`{remote}` sent more than {limit} bytes",
+        "The limit is for one answer, as it comes over the wire, and keeps a git host from filling the disk.",
+        "a repository that somebody has added a disk image to",
+    ),
+    Code(
+        "BH1112",
+        "`{remote}` has no `{ref}`",
+        "The reference does not exist, or the repository is empty.",
+        "an empty repository",
+    ),
+    Code(
+        "BH1113",
+        "`{remote}` sent objects that git refuses",
+        "Every object is checked as it arrives, so that none can mean different things to different readers.",
+        "a tree with an entry called `..`",
+    ),
+)
+
 _BUNDLE = (
     Code(
         "BH0901",
@@ -482,11 +698,138 @@ _BUNDLE = (
         "The compiled policy that was handed over is damaged, or was made by another version.",
         "a bundle file that was cut short",
     ),
+    Code(
+        "BH0911",
+        "{one} and {other} disagree about {subject}: {one_says}, and {other_says}",
+        "A policy is judged by its rules, by the tables made of them and by the programs in the kernel: all must come "
+        "to the same. That they do not is a fault of Bulkhead: do not enforce this commit, and report it.",
+        "rules, compiled tables and the kernel's programs that do not come to the same",
+    ),
+)
+
+_KUBERNETES = (
+    Code(
+        "BH1201",
+        "`kind: {kind}` of `{version}` is not a policy that is read here",
+        "Kubernetes policies are `NetworkPolicy` of `networking.k8s.io/v1`, and of `policy.networking.k8s.io` "
+        "`AdminNetworkPolicy` and `BaselineAdminNetworkPolicy` (`v1alpha1`) and `ClusterNetworkPolicy` (`v1alpha2` or "
+        "`v1beta1`), or lists of them. Other objects do not belong in a policy repository.",
+        "apiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata: {name: web}\nspec: {}\n",
+    ),
+    Code(
+        "BH1202",
+        "`{text}` is not {what} in Kubernetes",
+        "Names are lower-case letters, digits, inner hyphens and dots, at most 253; those of namespaces have no dots "
+        "and at most 63.",
+        _NETPOL.replace("web", "Web", 1) + "spec: {podSelector: {}}\n",
+    ),
+    Code(
+        "BH1203",
+        "{what} takes exactly one of {choice}, and has {found}",
+        "The API allows one, and what several or none would mean is left open.",
+        _NETPOL + "spec:\n  ingress:\n    - from: [{ipBlock: {cidr: 10.0.0.0/8}, podSelector: {}}]\n",
+    ),
+    Code(
+        "BH1204",
+        "{what} has {count} items, and the API takes {limit}",
+        "A cluster would refuse the object.",
+        _CNP + "  egress:\n    - action: Deny\n      to:\n" + "        - namespaces: {}\n" * 26,
+    ),
+    Code(
+        "BH1205",
+        "{what} is a whole number from {low} to {high}, not `{text}`",
+        "The API takes a number within these bounds, without quotes.",
+        _NETPOL + "spec: {ingress: [{ports: [{port: 65536}]}]}\n",
+    ),
+    Code(
+        "BH1206",
+        "`{text}` is not the {what} of a label in Kubernetes",
+        "Keys and values are at most 63 letters, digits and inner `-`, `_` and `.`; before a key may stand a domain "
+        'and `/`. A value may be empty, written `""`.',
+        _NETPOL + "spec: {podSelector: {matchLabels: {app: web/api}}}\n",
+    ),
+    Code(
+        "BH1207",
+        "`{operator}` {problem}",
+        "`In` and `NotIn` hold a label against values; `Exists` and `DoesNotExist` ask for the label alone.",
+        _NETPOL + "spec: {podSelector: {matchExpressions: [{key: app, operator: In, values: []}]}}\n",
+    ),
+    Code(
+        "BH1208",
+        "`{text}` is not the name of a port",
+        "Pods name ports with at most 15 lower-case letters, digits and single inner hyphens, a letter among them. "
+        "A number is written without quotes.",
+        _NETPOL + 'spec: {ingress: [{ports: [{port: "80"}]}]}\n',
+    ),
+    Code(
+        "BH1209",
+        "{what} {last} is {comparison} {first}, where the range begins",
+        "The range would be empty; `start` and `end` of one that has both must differ.",
+        _NETPOL + "spec: {ingress: [{ports: [{port: 8100, endPort: 8000}]}]}\n",
+    ),
+    Code(
+        "BH1210",
+        "`{text}` is not a part of `{network}`",
+        "`except` takes addresses away from its own `cidr`: longer prefixes within it.",
+        _NETPOL + "spec: {ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [192.168.0.0/16]}}]}]}\n",
+    ),
+    Code(
+        "BH1211",
+        "`endPort` needs a number in `port`",
+        "It ends a range that `port` begins; a name is no place to begin.",
+        _NETPOL + "spec: {ingress: [{ports: [{port: http, endPort: 8000}]}]}\n",
+    ),
+    Code(
+        "BH1212",
+        "`kind: {kind}` is called `{name}`, not `{text}`",
+        "A cluster has one of them, and the API knows it by this name.",
+        "apiVersion: policy.networking.k8s.io/v1alpha1\nkind: BaselineAdminNetworkPolicy\nmetadata: {name: base}\n"
+        "spec: {subject: {namespaces: {}}}\n",
+    ),
+    Code(
+        "BH1213",
+        "the name of the rule has {count} characters, and the API takes {limit}",
+        "A cluster would refuse the object.",
+        _CNP + "  ingress:\n    - {name: " + "a" * 101 + ", action: Deny, from: [{namespaces: {}}]}\n",
+    ),
+    Code(
+        "BH1214",
+        "`{key}` cannot be enforced in this version",
+        "The API has it, Bulkhead does not enforce it yet, and what cannot be enforced is refused.",
+        _CNP + "  egress:\n    - {action: Accept, to: [{domainNames: [www.example.org]}]}\n",
+    ),
+    Code(
+        "BH1215",
+        "port name `{name}` stands beside nodes or networks, which name no ports",
+        "Only pods give names to ports, so the rule would match nothing there.",
+        _CNP + "  egress:\n    - action: Accept\n      to: [{networks: [192.0.2.0/24]}]\n"
+        "      protocols: [{destinationNamedPort: http}]\n",
+    ),
+    Code(
+        "BH1216",
+        "`kind: {kind}` is of the whole cluster and has no namespace",
+        "A policy that is thought to stay within a namespace would bind all of them.",
+        "apiVersion: policy.networking.k8s.io/v1alpha1\nkind: AdminNetworkPolicy\n"
+        "metadata: {name: base, namespace: shop}\nspec: {priority: 10, subject: {namespaces: {}}}\n",
+    ),
 )
 
 CODES: dict[str, Code] = {
     entry.number: entry
-    for group in (_TEXT, _STRUCTURE, _VALUES, _NAMES, _MEANING, _IDENTITY, _CAPACITY, _SOURCE, _BUNDLE, _LINT)
+    for group in (
+        _TEXT,
+        _STRUCTURE,
+        _VALUES,
+        _NAMES,
+        _MEANING,
+        _IDENTITY,
+        _CAPACITY,
+        _SOURCE,
+        _SIGNING,
+        _BUNDLE,
+        _LINT,
+        _KUBERNETES,
+    )
     for entry in group
 }
 

@@ -158,6 +158,16 @@ def test_a_commit_that_would_be_refused_has_no_difference() -> None:
     assert [told(one)[0] for one in between(broken, shop()).reach] == ["lost"]
 
 
+def test_reach_to_a_dns_name_is_called_by_its_external() -> None:
+    outside = [replace(external("s3", []), fqdn=("shop.s3.example.com",)), external("users", ["10.0.0.0/8"])]
+    found = between(shop("web -> s3 80", externals=outside), shop("web -> s3 443", externals=outside))
+    assert [told(one) for one in found.reach] == [
+        ("gained", "shop/web", "shop/s3", [(443, 443)]),
+        ("lost", "shop/web", "shop/s3", [(80, 80)]),
+    ]
+    assert [[str(rule.name) for rule in one.rules] for one in found.reach] == [["shop/rule-1"], ["shop/rule-1"]]
+
+
 # Any two commits
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from bulkhead.dataplane.lint import lint
 from bulkhead.errors import Diagnostic, PolicyError
 from bulkhead.policy.codes import CODES, GROUPS, Code, document, message, presentable
-from bulkhead.policy.lint import lint
 from bulkhead.policy.parse import parse
 
 ROOT = Path(__file__).parents[3]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bulkhead.policy.lint import lint
+from bulkhead.dataplane.lint import lint
 from bulkhead.policy.model import Mode, PolicySet
 from bulkhead.policy.parse import parse
 from bulkhead.policy.source import read_commit, read_directory
