@@ -29,6 +29,7 @@ enum capacity {
     CAPACITY_DATAGRAMS = 65536,  /* datagram conversations opened from here and remembered outside their socket */
     CAPACITY_FRAGMENTS = 16384,  /* fragmented datagrams in flight */
     CAPACITY_ECHOES = 16384,     /* echo requests waiting for their reply */
+    CAPACITY_QUARANTINED = 1024, /* identities isolated at once */
 };
 
 /* The endpoint's view: egress leaves a local endpoint, ingress arrives at one. */
@@ -83,7 +84,8 @@ enum drop_reason {
     DROP_REASON_MULTICAST = 18,        /* multicast or broadcast arriving for no identity */
     DROP_REASON_LOOPBACK_BYPASS = 19,  /* arrived on lo without having been judged when it left */
     DROP_REASON_NEIGHBOUR = 20,        /* neighbour discovery from off-link or behind extension headers */
-    DROP_REASON_MAX = 21,
+    DROP_REASON_QUARANTINE = 21,       /* an operator has isolated the workload at one of the ends */
+    DROP_REASON_MAX = 22,
 };
 
 /* Packets that no socket owns and that a host cannot live without: passed under a name, counted, rate limited. */
@@ -112,6 +114,8 @@ enum control_flag {
     CONTROL_FLAG_HOST_ENFORCE = 1, /* the host entity is in enforce mode */
     CONTROL_FLAG_ANY_ENFORCE = 2,  /* at least one workload, or the host, is in enforce mode */
     CONTROL_FLAG_WATCH_EXEC = 4,   /* policy selects executables: report every exec */
+    CONTROL_FLAG_QUARANTINE = 8,   /* at least one identity is in `quarantined` */
+    CONTROL_FLAG_TRIAL = 16,       /* this generation ends at the deadline in `trial`, and the one before it returns */
 };
 
 /* Which attributes beside the control group decide the workload of an endpoint. */
@@ -151,6 +155,12 @@ enum lifecycle_kind {
 struct control {
     __u32 generation; /* 0: nothing has been switched in */
     __u32 flags;      /* enum control_flag */
+};
+
+/* What happens to a generation that is only tried: nobody has to be alive for it to end. */
+struct trial {
+    __u32 deadline_s; /* seconds since boot (CLOCK_BOOTTIME) */
+    __u32 flags;      /* enum control_flag, of the generation that returns */
 };
 
 /*

@@ -94,7 +94,7 @@ static INLINE void cgroup_event(const struct control *c, const struct packet *p,
  */
 static INLINE int cgroup_refuses(struct bpf_sock_addr *ctx, struct packet *p)
 {
-    struct control c = control_read();
+    struct control c = trial_control();
     struct bpf_sock *sk = ctx->sk;
     struct judgement j = {}, near = {}, far = {};
     struct endpoint to;

@@ -276,7 +276,7 @@ static INLINE void egress_decide(struct __sk_buff *skb, struct outcome *o, const
 /* `sk` is what sent the packet; 0: no socket did. */
 static INLINE int egress_full(struct __sk_buff *skb, struct bpf_sock *sk)
 {
-    struct control word = control_read(), *c = &word;
+    struct control word = trial_control(), *c = &word;
     struct sock_state *st = sk ? sockets.sk_storage_get(sk, 0, 0) : 0;
     int lo = skb->cb[0] == LINK_LOOPBACK;
     u32 l2 = skb->cb[0] == LINK_BARE ? 0 : ETH_HEADER_BYTES;

@@ -72,7 +72,7 @@ int harness_judge(struct __sk_buff *skb)
 {
     u32 zero = 0;
     struct harness_question *q = harness_questions.lookup(&zero);
-    struct control word = control_read(), *c = &word;
+    struct control word = trial_control(), *c = &word;
     struct judgement j = {};
 
     if (!q || !c->generation)

@@ -97,6 +97,11 @@ static INLINE struct subject_entry *identity_subject(const struct sock_state *st
     return slot_subjects(generation, &key);
 }
 
+static INLINE int identity_is_quarantined(const struct control *c, u32 identity)
+{
+    return c->flags & CONTROL_FLAG_QUARANTINE && quarantined.lookup(&identity);
+}
+
 static INLINE void identity_derive(struct sock_state *st, const struct control *c)
 {
     u32 identity = IDENTITY_UNKNOWN;
@@ -116,6 +121,8 @@ static INLINE void identity_derive(struct sock_state *st, const struct control *
             mode = s->mode;
         }
     }
+    if (identity_is_quarantined(c, identity))
+        mode = MODE_ENFORCE;
     st->local_identity = identity;
     st->local_mode = mode;
     if (identity != IDENTITY_UNKNOWN)

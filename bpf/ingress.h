@@ -205,7 +205,7 @@ static INLINE void ingress_decide(struct __sk_buff *skb, struct outcome *o, cons
 
 static INLINE int ingress_full(struct __sk_buff *skb)
 {
-    struct control word = control_read(), *c = &word;
+    struct control word = trial_control(), *c = &word;
     u32 l2 = skb->cb[0] == LINK_BARE ? 0 : ETH_HEADER_BYTES;
     u32 which = DIRECTION_INGRESS;
     struct scratch *s = scratches.lookup(&which);

@@ -40,6 +40,7 @@
 PINNED_SK_STORAGE(sockets, "sockets", struct sock_state);
 
 BPF_F_TABLE(PINNED("array", "control"), u32, struct control, control_word, 1, 0);
+BPF_F_TABLE(PINNED("array", "trial"), u32, struct trial, trial, 1, 0);
 BPF_F_TABLE(PINNED("array", "setting"), u32, struct setting, setting, 1, 0);
 
 BPF_F_TABLE("lpm_trie", struct policy_key, struct policy_entry, policy_inner, 1, NO_PREALLOC);
@@ -54,6 +55,9 @@ BPF_F_TABLE(PINNED("array_of_maps$classes6_inner", "classes6"), int, int, classe
 BPF_F_TABLE(PINNED("array_of_maps$cgroups_inner", "cgroups"), int, int, cgroups_slots, 2, 0);
 BPF_F_TABLE(PINNED("array_of_maps$members_inner", "members"), int, int, members_slots, 2, 0);
 BPF_F_TABLE(PINNED("array_of_maps$subjects_inner", "subjects"), int, int, subjects_slots, 2, 0);
+
+/* Identities that an operator has isolated, with when (boot clock, seconds). Outside generations: it survives them. */
+BPF_F_TABLE(PINNED("hash", "quarantined"), u32, u32, quarantined, CAPACITY_QUARANTINED, NO_PREALLOC);
 
 /* Attested facts, independent of policy: executable -> id of its name in policy, 0 when no policy names it. */
 BPF_F_TABLE(PINNED("hash", "executables"), struct executable_key, u32, executables, CAPACITY_EXECUTABLES, NO_PREALLOC);

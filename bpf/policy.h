@@ -52,6 +52,9 @@ static INLINE void policy_judge(struct judgement *j, const struct control *c, u3
     j->local = local;
     j->remote = remote;
     j->direction = direction;
+    /* before everything else, and whatever the mode: isolating is not a policy */
+    if (identity_is_quarantined(c, local) || identity_is_quarantined(c, remote))
+        return policy_refuse(j, DROP_REASON_QUARANTINE, MODE_ENFORCE);
     if (local == IDENTITY_UNKNOWN)
         return policy_refuse(j, DROP_REASON_UNATTESTED, mode);
     if (local == IDENTITY_AMBIGUOUS)
@@ -67,7 +70,7 @@ static INLINE void policy_judge(struct judgement *j, const struct control *c, u3
     j->reason = DROP_REASON_NONE;
     j->rule_id = e->rule_id;
     j->hit_slot = e->hit_slot;
-    j->deadline_s = e->deadline_s;
+    j->deadline_s = trial_cap(c, e->deadline_s);
 }
 
 #endif

@@ -11,7 +11,7 @@ from ctypes import Array, Structure, c_char, c_uint8, c_uint16, c_uint32, c_uint
 from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING, Final
 
-LAYOUT: Final = "d8537a890251d78a4550dd11f790b7620b54e946114733e7c9a0f687b001dde1"
+LAYOUT: Final = "1080930b00cb0cbb84eaa9afa9541c381c016f58e0911256fed78ab2f2e6d28c"
 """SHA-256 of every definition, without comments: equal exactly when both sides mean the same bytes."""
 
 
@@ -41,6 +41,8 @@ class Capacity(IntEnum):
     """fragmented datagrams in flight"""
     ECHOES = 16384
     """echo requests waiting for their reply"""
+    QUARANTINED = 1024
+    """identities isolated at once"""
 
 
 class Direction(IntEnum):
@@ -130,7 +132,9 @@ class DropReason(IntEnum):
     """arrived on lo without having been judged when it left"""
     NEIGHBOUR = 20
     """neighbour discovery from off-link or behind extension headers"""
-    MAX = 21
+    QUARANTINE = 21
+    """an operator has isolated the workload at one of the ends"""
+    MAX = 22
 
 
 class ControlKind(IntEnum):
@@ -178,6 +182,10 @@ class ControlFlag(IntFlag):
     """at least one workload, or the host, is in enforce mode"""
     WATCH_EXEC = 4
     """policy selects executables: report every exec"""
+    QUARANTINE = 8
+    """at least one identity is in `quarantined`"""
+    TRIAL = 16
+    """this generation ends at the deadline in `trial`, and the one before it returns"""
 
 
 class Need(IntFlag):
@@ -254,6 +262,31 @@ class Control(Structure):
 
     _fields_ = (
         ("generation", c_uint32),
+        ("flags", c_uint32),
+    )
+
+
+class Trial(Structure):
+    """What happens to a generation that is only tried: nobody has to be alive for it to end."""
+
+    deadline_s: int
+    """seconds since boot (CLOCK_BOOTTIME)"""
+    flags: int
+    """enum control_flag, of the generation that returns"""
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            deadline_s: int = 0,
+            flags: int = 0,
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("deadline_s", c_uint32),
         ("flags", c_uint32),
     )
 
@@ -1008,6 +1041,7 @@ class LifecycleEvent(Structure):
 
 STRUCTS: Final[dict[str, type[Structure]]] = {
     "control": Control,
+    "trial": Trial,
     "policy_key": PolicyKey,
     "policy_entry": PolicyEntry,
     "address_key4": AddressKey4,

@@ -57,13 +57,18 @@ def mechanism(request: pytest.FixtureRequest) -> Mechanism:
 @contextlib.contextmanager
 def programs(verdict: int = TC_ACT_UNSPEC, connect: int = 1, *, tracepoints: bool = False) -> Iterator[Programs]:
     """Programs of one answer: `verdict` for devices, `connect` for connect()."""
+    devices = {
+        framing: DevicePrograms(device_program(verdict, "test_in"), device_program(verdict, "test_out"))
+        for framing in Framing
+    }
+    on_connect = address_program(AttachType.CGROUP_CONNECT4, connect)
+    on_mkdir = {"cgroup_mkdir": tracepoint_program()} if tracepoints else {}
+    made = [fd for pair in devices.values() for fd in (pair.ingress, pair.egress)]
     opened = Programs(
-        devices={
-            framing: DevicePrograms(device_program(verdict, "test_in"), device_program(verdict, "test_out"))
-            for framing in Framing
-        },
-        cgroup={AttachType.CGROUP_CONNECT4: address_program(AttachType.CGROUP_CONNECT4, connect)},
-        tracepoints={"cgroup_mkdir": tracepoint_program()} if tracepoints else {},
+        opened={str(number): fd for number, fd in enumerate([*made, on_connect, *on_mkdir.values()])},
+        devices=devices,
+        cgroup={AttachType.CGROUP_CONNECT4: on_connect},
+        tracepoints=on_mkdir,
     )
     try:
         yield opened

@@ -53,6 +53,8 @@ class DevicePrograms:
 class Programs:
     """Every program, opened. Owns the descriptors. `tracepoints` is by the tracepoint's name."""
 
+    opened: Mapping[str, Fd]
+    """All of them, by name."""
     devices: Mapping[Framing, DevicePrograms]
     cgroup: Mapping[AttachType, Fd]
     tracepoints: Mapping[str, Fd]
@@ -69,6 +71,7 @@ class Programs:
                 fd.close()
             raise
         return cls(
+            opened=opened,
             devices={
                 Framing.ETHERNET: DevicePrograms(opened["tc_ingress"], opened["tc_egress"]),
                 Framing.BARE: DevicePrograms(opened["tc_ingress_bare"], opened["tc_egress_bare"]),
@@ -80,8 +83,7 @@ class Programs:
 
     def close(self) -> None:
         """Close every descriptor; what is attached stays attached."""
-        pairs = (fd for pair in self.devices.values() for fd in (pair.ingress, pair.egress))
-        for fd in (*pairs, *self.cgroup.values(), *self.tracepoints.values()):
+        for fd in self.opened.values():
             fd.close()
 
 
@@ -184,6 +186,27 @@ class Attachments:
             if kind == "tracepoint":
                 found.append(Attachment("tracepoint", rest, "raw", info.program_id))
         return found
+
+    def unpinned(self) -> list[str]:
+        """Links whose pin was removed behind our back; attaching again puts it back."""
+        return self._links.unpinned()
+
+    def behind_others(self, devices: Iterable[Device]) -> list[tuple[Device, Direction]]:
+        """Hooks at which some other program sees packets first, and could keep them from ours."""
+        return [
+            (device, Direction[found.hook.upper()])
+            for device in devices
+            for found in self._report_device(device)
+            if found.position > 0 and found.mechanism == self.mechanism
+        ]
+
+    def to_the_front(self, device: Device, direction: Direction) -> None:
+        """Put a device's hook before all others. By way of the other mechanism: there is no moment without a hook."""
+        if self.mechanism == "tcx":
+            self._hook_by_clsact(device, direction)
+            self._hook_by_tcx(device, direction)
+        else:
+            self._hook_by_clsact(device, direction)
 
     def detach_all(self) -> None:
         """Remove every hook and pin of ours. Nothing is enforced afterwards."""
@@ -300,6 +323,10 @@ class _LinkStore:
             link = self._find(name)
             if link is not None:
                 yield name, libbpf.link_info(link)
+
+    def unpinned(self) -> list[str]:
+        """Links that are held and have no pin any more."""
+        return [name for name in self._held if not (self.directory / name).exists()]
 
     def device_indexes(self) -> set[int]:
         """Devices that something in the directory belongs to."""

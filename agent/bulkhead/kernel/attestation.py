@@ -7,7 +7,7 @@ attested, match nothing; the window between the event and the entry is therefore
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -89,8 +89,12 @@ class Attestation:
         self._maps = maps
         self._tree = tree
         self._named: dict[bytes, int] = {}
+        self._ever_named: dict[bytes, int] = {}
+        """With what earlier generations named: a number stands for a path, and stays true of the file."""
         self._paths: OrderedDict[bytes, str] = OrderedDict()
         self.plan: Plan | None = None
+        self._fallback: Plan | None = None
+        """Of the generation that returns when a trial ends; its tables are kept true meanwhile."""
 
     def path_of(self, cgroup_id: int) -> str | None:
         """Path of a control group, known as long as it has an entry."""
@@ -101,24 +105,41 @@ class Attestation:
         self.plan = plan
         self.name_executables(plan.executables)  # an exec since they were named was answered by the old plan
 
+    def try_plan(self, plan: Plan) -> None:
+        """As `adopt_plan`, for a trial: the plan before stays at hand."""
+        self._fallback = self.plan
+        self.adopt_plan(plan)
+
+    def end_trial(self, *, stays: bool) -> None:
+        """Go on with the plan that was tried, or with the one before."""
+        returning, self._fallback = self._fallback, None
+        if not stays and returning is not None:
+            self.adopt_plan(returning)
+
     def cgroup_made(self, cgroup_id: int, path: str) -> None:
         """Give a control group its entry; what it points to is written first."""
-        if self.plan is None:
-            return
-        entries, is_new = self.plan.entries(path)
-        if is_new:
-            self._write("members", entries.members)
-            self._write("subjects", entries.subjects)
-        self._write("cgroups", {cgroup_id.to_bytes(8, "little"): entries.entry})
-        self.plan.paths[cgroup_id] = path
+        for plan, table in self._live():
+            entries, is_new = plan.entries(path)
+            if is_new:
+                self._write(table("members"), entries.members)
+                self._write(table("subjects"), entries.subjects)
+            self._write(table("cgroups"), {cgroup_id.to_bytes(8, "little"): entries.entry})
+            plan.paths[cgroup_id] = path
+
+    def _live(self) -> Iterator[tuple[Plan, Callable[[str], Map | None]]]:
+        """Plans whose tables are, or may come, in force, with where to find these."""
+        if self.plan is not None:
+            yield self.plan, self._maps.current
+        if self._fallback is not None:
+            yield self._fallback, self._maps.fallback
 
     def cgroup_gone(self, cgroup_id: int) -> None:
         """Forget a control group. Sockets that outlive it match nothing from the next generation on."""
-        cgroups = self._maps.current("cgroups")
-        if cgroups is not None:
-            cgroups.delete(cgroup_id.to_bytes(8, "little"))
-        if self.plan is not None:
-            self.plan.paths.pop(cgroup_id, None)
+        for plan, table in self._live():
+            cgroups = table("cgroups")
+            if cgroups is not None:
+                cgroups.delete(cgroup_id.to_bytes(8, "little"))
+            plan.paths.pop(cgroup_id, None)
 
     def rescan(self) -> int:
         """Compare with the control groups that are there, after events were lost; returns how many were missing."""
@@ -132,10 +153,34 @@ class Attestation:
             self.cgroup_gone(number)
         return len(missing)
 
-    def _write(self, name: str, entries: dict[bytes, bytes]) -> None:
-        target = self._maps.current(name)
+    def expected(self) -> dict[str, dict[bytes, bytes]]:
+        """What the tables of control groups, members and subjects must hold in the generation in force."""
+        if self.plan is None:
+            return {}
+        cgroups: dict[bytes, bytes] = {}
+        members: dict[bytes, bytes] = {}
+        subjects: dict[bytes, bytes] = {}
+        for number, path in self.plan.paths.items():
+            cgroups[number.to_bytes(8, "little")] = self.plan.entries(path)[0].entry
+        for view, group in self.plan.groups.items():
+            entries = view_entries(view, group, self.plan.answers)
+            members |= entries.members
+            subjects |= entries.subjects
+        return {"cgroups": cgroups, "members": members, "subjects": subjects}
+
+    def misnamed(self) -> dict[bytes, bytes]:
+        """Executables that the kernel takes for a file that policy names though they are not, with their true number,
+        and named ones that it does not know."""
+        held = self._maps.fixed("executables").as_dict()
+        wanted = {key: number.to_bytes(4, "little") for key, number in self._ever_named.items()}
+        wrong = {key: wanted.get(key, bytes(4)) for key, value in held.items() if value != wanted.get(key, bytes(4))}
+        missing = {key: wanted[key] for key in wanted.keys() - held.keys() if key in self._named}
+        return wrong | missing
+
+    @staticmethod
+    def _write(target: Map | None, entries: dict[bytes, bytes]) -> None:
         if target is None:
-            raise KernelError(f"the map `{name}` of the generation in force is not open")
+            raise KernelError("a map of the generation in force is not open")
         table = Table.of(entries)
         target.update_batch(table.keys, table.values, table.count)
 
@@ -146,6 +191,7 @@ class Attestation:
             found = executable_at(path)
             if found is not None and found.key is not None and not found.deleted and found.path == path:
                 self._named[kernel_key(found.key)] = executable_id(path)
+        self._ever_named |= self._named
         executables = self._maps.fixed("executables")
         for key, number in self._named.items():
             executables.update(key, number.to_bytes(4, "little"))

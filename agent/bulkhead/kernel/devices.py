@@ -20,6 +20,9 @@ _RTM_NEWLINK: Final = 16
 _RTM_DELLINK: Final = 17
 _RTM_GETLINK: Final = 18
 _RTNLGRP_LINK_MASK: Final = 1
+_RTNLGRP_TC_MASK: Final = 1 << 3
+_HOOK_KINDS: Final = range(36, 48)
+"""RTM_NEWQDISC to RTM_GETTFILTER: somebody changed what packets of a device pass."""
 _IFINFO: Final = struct.Struct("=BxHiII")
 """Family, hardware type, index, flags, change mask."""
 _IFF_LOOPBACK: Final = 8
@@ -81,7 +84,12 @@ class Resync:
     """Notifications were lost: list the devices again."""
 
 
-DeviceEvent = DeviceAdded | DeviceRemoved | DeviceRenamed | Resync
+@dataclass(frozen=True, slots=True)
+class HooksChanged:
+    """A queueing discipline or filter of some device was changed, by whomever."""
+
+
+DeviceEvent = DeviceAdded | DeviceRemoved | DeviceRenamed | Resync | HooksChanged
 
 
 def list_devices() -> tuple[Device, ...]:
@@ -120,7 +128,7 @@ class DeviceWatcher:
         self._known: dict[int, Device] = {}
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, queue_bytes)
-        self._socket.bind((0, _RTNLGRP_LINK_MASK))
+        self._socket.bind((0, _RTNLGRP_LINK_MASK | _RTNLGRP_TC_MASK))
 
     def fileno(self) -> int:
         """Readable when there is something to `read`."""
@@ -160,6 +168,8 @@ class DeviceWatcher:
                 events.extend(self._events(message))
 
     def _events(self, message: Message) -> list[DeviceEvent]:
+        if message.kind in _HOOK_KINDS:
+            return [HooksChanged()]
         # Bridges announce their ports with the same message types under family AF_BRIDGE: a port leaving is no
         # device leaving.
         if message.kind not in (_RTM_NEWLINK, _RTM_DELLINK) or message.body[0] != socket.AF_UNSPEC:

@@ -531,6 +531,10 @@ class Map:
         """Pin at `path`, which must not exist."""
         obj_pin(self.fd, path)
 
+    def freeze(self) -> None:
+        """Let no process write entries from now on, this one included; programs are not concerned (Linux 5.2)."""
+        _checked(library().bpf_map_freeze(self.fd.fileno()), self._attempt("freeze"))
+
     def lookup(self, key: bytes) -> bytes | None:
         """The value under `key`, or None."""
         self._require(key, self.info.key_size, "key")
@@ -610,6 +614,15 @@ class Map:
                 if error.errno != errno.EINTR:
                     raise
         return self._read_one_by_one()
+
+    def as_dict(self) -> dict[bytes, bytes]:
+        """Every entry, value by key."""
+        keys, values = self.lookup_batch()
+        key_size, value_size = self.info.key_size, self._value_bytes
+        return {
+            keys[index * key_size : (index + 1) * key_size]: values[index * value_size : (index + 1) * value_size]
+            for index in range(len(keys) // key_size)
+        }
 
     def sum_words(self, value: bytes) -> tuple[int, ...]:
         """A per-CPU value of unsigned 64-bit words, each summed over the CPUs."""

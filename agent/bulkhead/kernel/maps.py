@@ -10,7 +10,8 @@ old generation has finished: replacing an inner map waits for them (`synchronize
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -29,11 +30,15 @@ from bulkhead.abi import (
     SubjectEntry,
     SubjectKey,
     SubjectMember,
+    Trial,
 )
+from bulkhead.errors import RefusedError
 from bulkhead.kernel import libbpf
-from bulkhead.kernel.libbpf import BPF_F_NO_PREALLOC, Map, MapType
+from bulkhead.kernel.libbpf import BPF_F_NO_PREALLOC, Fd, Map, MapType
 
 _ZERO: Final = bytes(4)
+_FROZEN: Final = frozenset({"policy", "classes4", "classes6"})
+"""Generation maps that nobody writes once they are filled: the kernel is told to refuse it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,8 @@ _FIXED: Final = (
     "setting",
     "sockets",
     "executables",
+    "quarantined",
+    "trial",
     "datagrams",
     "fragments",
     "echoes",
@@ -73,6 +80,7 @@ _FIXED: Final = (
     "buckets",
     "verdict_events",
     "lifecycle_events",
+    "stages",
 )
 
 
@@ -113,10 +121,21 @@ class GenerationTables:
 
 
 @dataclass(frozen=True, slots=True)
+class _Trial:
+    """A generation with an end."""
+
+    until_s: int
+    """Boot clock, seconds."""
+    base: ControlFlag
+    """Flags of the generation before."""
+
+
+@dataclass(frozen=True, slots=True)
 class Staged:
     """A generation that is built but not in force."""
 
-    control: Control
+    slot: int
+    flags: ControlFlag
     maps: dict[str, Map]
 
 
@@ -133,12 +152,21 @@ class KernelMaps:
         self._outer: dict[str, Map] = {}
         self._fixed: dict[str, Map] = {}
         self._current: dict[str, Map] = {}
+        self._writing = threading.Lock()
+        self._quarantined: dict[bytes, bytes] = {}
+        self._control = Control()
+        self._base = ControlFlag(0)
+        self._trial: _Trial | None = None
+        self._fallback: dict[str, Map] = {}
         try:
             for name in _SLOTTED:
                 self._outer[name] = libbpf.map_open(pins / "maps" / name)
             for name in _FIXED:
                 self._fixed[name] = libbpf.map_open(pins / "maps" / name)
-            if self.control().generation:
+            self._control = self.control()
+            self._base = ControlFlag(self._control.flags) & ~(ControlFlag.QUARANTINE | ControlFlag.TRIAL)
+            self._quarantined = self._fixed["quarantined"].as_dict()
+            if self._control.generation:
                 self._open_current()
         except BaseException:
             self.close()
@@ -152,9 +180,9 @@ class KernelMaps:
 
     def close(self) -> None:
         """Close every descriptor."""
-        for opened in (*self._outer.values(), *self._fixed.values(), *self._current.values()):
+        for opened in (*self._outer.values(), *self._fixed.values(), *self._current.values(), *self._fallback.values()):
             opened.close()
-        self._current = {}
+        self._current, self._fallback = {}, {}
 
     def fixed(self, name: str) -> Map:
         """A map that does not belong to a generation."""
@@ -187,24 +215,30 @@ class KernelMaps:
         except BaseException:
             _close(made)
             raise
-        return Staged(Control(generation=self.control().generation + 1, flags=int(tables.flags)), made)
+        return Staged(self._control.generation + 1 & 1, tables.flags, made)
 
-    def hang(self, staged: Staged) -> None:
+    def hang(self, staged: Staged, trial_until_s: int | None = None) -> None:
         """Hang staged maps into the idle slot and switch. Any thread may do it.
 
         The kernel makes every such update wait until no packet reads the map that is replaced. Made side by side, the
-        six updates wait for the same moment instead of one after the other.
+        updates wait for the same moment instead of one after the other. `trial_until_s` (boot clock): the kernel
+        goes back by itself then, unless `confirm` comes first.
         """
-        slot = staged.control.generation & 1
+        if self._trial is not None:
+            raise RefusedError("a policy is being tried: confirm or revert it first")
         try:
             for name, inner in staged.maps.items():
-                self._repin(name, slot, inner)
-            with ThreadPoolExecutor(len(staged.maps)) as pool:
-                list(pool.map(partial(self._hang_one, slot), staged.maps.items()))
-            self._fixed["control"].update(_ZERO, bytes(staged.control))
+                self._repin(name, staged.slot, inner)
+            self._hang_all(staged.slot, staged.maps)
+            trial = None if trial_until_s is None else _Trial(trial_until_s, self._base)
+            self._write_word(1, staged.flags, trial)
         except BaseException:
             _close(staged.maps)
             raise
+
+    def _hang_all(self, slot: int, maps: Mapping[str, Map]) -> None:
+        with ThreadPoolExecutor(len(maps)) as pool:
+            list(pool.map(partial(self._hang_one, slot), maps.items()))
 
     def _hang_one(self, slot: int, named: tuple[str, Map]) -> None:
         name, inner = named
@@ -213,8 +247,90 @@ class KernelMaps:
     def adopt(self, staged: Staged) -> int:
         """From now on `current` means the generation that was switched in; returns its number."""
         old, self._current = self._current, staged.maps
-        _close(old)
-        return int(staged.control.generation)
+        if self._trial is None:
+            _close(old)
+        else:
+            self._fallback = old
+        return self.generation
+
+    # The word
+
+    @property
+    def generation(self) -> int:
+        """The number in force, as far as user space has written it."""
+        return int(self._control.generation)
+
+    def _write_word(self, steps: int, base: ControlFlag | None = None, trial: _Trial | None = None) -> None:
+        """Go on by `steps` generations: 1 changes the slot, 2 keeps it. Any thread may do it.
+
+        `base` are the generation's own flags, None: as they are. What outlasts generations is added.
+        """
+        with self._writing:
+            base = self._base if base is None else base
+            lasting = ControlFlag.QUARANTINE | ControlFlag.ANY_ENFORCE if self._quarantined else ControlFlag(0)
+            flags = base | lasting
+            if trial is not None:
+                returning = Trial(deadline_s=trial.until_s, flags=int(trial.base | lasting))
+                self._fixed["trial"].update(_ZERO, bytes(returning))
+                flags |= ControlFlag.TRIAL
+            word = Control(generation=self._control.generation + steps, flags=int(flags))
+            self._fixed["control"].update(_ZERO, bytes(word))
+            self._control, self._base, self._trial = word, base, trial
+
+    def rejudge(self) -> int:
+        """Have every live conversation judged again by the tables in force: the same slot under a new number."""
+        self._write_word(2, trial=self._trial)
+        return self.generation
+
+    def confirm(self) -> None:
+        """A trial has succeeded: its generation stays."""
+        self._write_word(0)
+        _close(self._fallback)
+        self._fallback = {}
+
+    def revert(self) -> int:
+        """End a trial now: the generation before it is in force again, under a new number."""
+        if self._trial is None:
+            raise RefusedError("no policy is being tried")
+        self._write_word(1, self._trial.base)
+        return self._back()
+
+    def has_reverted(self) -> bool:
+        """Whether the kernel has ended a trial by itself. True once; `current` then means what returned."""
+        word, trial = self.control(), self._trial
+        if trial is None or word.generation != self._control.generation + 1 or word.flags & ControlFlag.TRIAL:
+            return False
+        self._control, self._base, self._trial = word, trial.base, None
+        self._back()
+        return True
+
+    def _back(self) -> int:
+        tried, self._current, self._fallback = self._current, self._fallback, {}
+        _close(tried)
+        return self.generation
+
+    def fallback(self, name: str) -> Map | None:
+        """A map of the generation that returns when the trial ends; None when there is no trial."""
+        return self._fallback.get(name)
+
+    def isolate(self, identities: Mapping[int, int]) -> int:
+        """Make these the identities that nothing reaches and that reach nothing, with when (boot clock, seconds).
+
+        In force when this returns the new generation.
+        """
+        quarantined = self._fixed["quarantined"]
+        wanted = {number.to_bytes(4, "little"): at.to_bytes(4, "little") for number, at in identities.items()}
+        for key, value in wanted.items():
+            quarantined.update(key, value)
+        for key in quarantined.as_dict().keys() - wanted.keys():
+            quarantined.delete(key)
+        self._quarantined = wanted
+        self._write_word(2, trial=self._trial)
+        return self.generation
+
+    def isolated(self) -> Mapping[bytes, bytes]:
+        """What `quarantined` must hold."""
+        return self._quarantined
 
     def _build(self, name: str, table: Table) -> Map:
         shape = _SLOTTED[name]
@@ -224,6 +340,8 @@ class KernelMaps:
         )
         try:
             inner.update_batch(table.keys, table.values, table.count)
+            if name in _FROZEN:
+                inner.freeze()
         except BaseException:
             inner.close()
             raise
@@ -241,15 +359,34 @@ class KernelMaps:
         for name in _SLOTTED:
             self._current[name] = libbpf.map_open(self._slots / f"{name}_{slot}")
 
+    # What somebody else may have done
+
+    def displaced(self) -> list[str]:
+        """Generation maps in whose place, in the slot in force, hangs another map."""
+        slot = (self._control.generation & 1).to_bytes(4, "little")
+        return [
+            name
+            for name, inner in self._current.items()
+            if self._outer[name].lookup(slot) != inner.info.map_id.to_bytes(4, "little")
+        ]
+
+    def put_back(self, names: Iterable[str]) -> None:
+        """Hang these maps of the generation in force where they belong."""
+        self._hang_all(self._control.generation & 1, {name: self._current[name] for name in names})
+
+    def pins(self) -> Iterator[tuple[Path, Fd]]:
+        """Where each map is pinned, so that the next start finds it."""
+        maps, slot = self._slots.parent / "maps", self._control.generation & 1
+        yield from ((maps / name, opened.fd) for name, opened in (self._outer | self._fixed).items())
+        yield from ((self._slots / f"{name}_{slot}", opened.fd) for name, opened in self._current.items())
+
+    def word_is_ours(self) -> bool:
+        """Whether `control` holds what was written last."""
+        return bytes(self.control()) == bytes(self._control)
+
     def entries(self, name: str) -> Iterator[tuple[bytes, bytes]]:
         """Every entry of a generation map in force, as the kernel holds it."""
         opened = self._current.get(name)
         if opened is None:
             return
-        keys, values = opened.lookup_batch()
-        key_size, value_size = opened.info.key_size, opened.info.value_size
-        for index in range(len(keys) // key_size):
-            yield (
-                keys[index * key_size : (index + 1) * key_size],
-                values[index * value_size : (index + 1) * value_size],
-            )
+        yield from opened.as_dict().items()

@@ -20,6 +20,7 @@ HEADERS = (
     *MAPS,
     "packet.h",
     "account.h",
+    "trial.h",
     "identity.h",
     "policy.h",
     "endpoint.h",
