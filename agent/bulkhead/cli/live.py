@@ -26,7 +26,7 @@ def status(view: View) -> ExitCode:
         from bulkhead.cli import render
 
         show(view, *render.status(answer, time.time()))
-    well = answer["policy"]["ok"] and answer["git_equals_kernel"]
+    well = answer["policy"]["ok"] and answer["git_equals_kernel"] and answer.get("source", {}).get("ok", True)
     return ExitCode.OK if well else ExitCode.NO
 
 

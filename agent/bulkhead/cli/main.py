@@ -7,6 +7,7 @@ command needs.
 from __future__ import annotations
 
 import importlib
+import keyword
 import os
 import sys
 from collections.abc import Sequence
@@ -28,9 +29,18 @@ COMMANDS: Final = {
     "workloads": "live",
     "matrix": "offline",
     "lint": "offline",
-    "test": "changes",
+    "fmt": "format",
+    "test": "testing",
     "plan": "changes",
+    "verify": "source",
+    "catalog": "catalog",
     "schema": "changes",
+    "rollback": "source",
+    "try": "trying",
+    "confirm": "trying",
+    "revert": "trying",
+    "quarantine": "isolation",
+    "release": "isolation",
     "doctor": "doctor",
     "agent": "running",
     "loader": "running",
@@ -39,6 +49,11 @@ COMMANDS: Final = {
     "version": "version",
 }
 """Commands, and the module of this room that each is in."""
+
+
+def _attribute(command: str) -> str:
+    """What a command is called in its module: `try` is a word of Python's."""
+    return f"{command}_" if keyword.iskeyword(command) else command
 
 
 class LazyGroup(click.Group):
@@ -51,7 +66,7 @@ class LazyGroup(click.Group):
         module = COMMANDS.get(cmd_name)
         if module is None:
             return None
-        found: click.Command = getattr(importlib.import_module(f"bulkhead.cli.{module}"), cmd_name)
+        found: click.Command = getattr(importlib.import_module(f"bulkhead.cli.{module}"), _attribute(cmd_name))
         return found
 
     def resolve_command(

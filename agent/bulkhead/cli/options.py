@@ -36,14 +36,20 @@ class View:
 
 
 def view_options(outputs: tuple[str, ...] = TABLE_OR_JSON) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Gives a command the options of every command, and the resulting View as its first argument."""
+    """Gives a command the options of every command, and the resulting View as its first argument.
+
+    One that writes no table answers in the first of its forms unless told otherwise. One without forms has no `-o` of
+    this kind.
+    """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)
         @click.pass_context
         def wrapped(context: click.Context, /, **options: Any) -> Any:
             view = merged(context.obj or View(), options)
-            if view.output not in outputs:
+            if outputs and view.output == "table" and "table" not in outputs:
+                view = replace(view, output=outputs[0])
+            if outputs and view.output not in outputs:
                 raise click.BadParameter(f"this command writes {' or '.join(outputs)}", param_hint="-o")
             context.obj = view
             return command(view, **options)
@@ -64,10 +70,16 @@ def add_view_options(command: Callable[..., Any], outputs: tuple[str, ...]) -> C
             default=None,
             help=f"The agent's run directory; {DEFAULT_RUN_DIR} unless given.",
         ),
-        click.option("-o", "--output", type=click.Choice(outputs), default=None, help="How to write the answer."),
+        *_output_option(outputs),
     ):
         command = option(command)
     return command
+
+
+def _output_option(outputs: tuple[str, ...]) -> tuple[Callable[..., Any], ...]:
+    if not outputs:
+        return ()
+    return (click.option("-o", "--output", type=click.Choice(outputs), default=None, help="How to write the answer."),)
 
 
 def merged(view: View, options: dict[str, Any]) -> View:

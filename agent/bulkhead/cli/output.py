@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from bulkhead.errors import BulkheadError, PolicyError
@@ -55,6 +56,12 @@ def show_json(kind: str, data: object) -> None:
 def write_json(value: object) -> None:
     """Writes a value as it is, indented."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def write_pieces(pieces: Iterable[str]) -> None:
+    """Writes text that comes in pieces, as it comes."""
+    sys.stdout.writelines(pieces)
+    sys.stdout.flush()
 
 
 def write_json_line(kind: str, data: object) -> None:

@@ -200,7 +200,11 @@ def status(answer: Json, now: float) -> tuple[RenderableType, ...]:
         ("agent", f"{answer['version']} on {answer['host']}, pid {answer['pid']}, up {age(answer['started'], now)}"),
         ("policy", f"{_revision(answer)}  {answer['repository']} {answer['ref']}, loaded {_ago(answer, now)}"),
         ("", _policy_error(answer["policy"], now)),
-        ("kernel", _kernel(answer)),
+        ("source", _source(answer, now)),
+        ("kernel", _kernel(answer, now)),
+        ("", _differences(answer)),
+        ("trial", _trial(answer.get("trial"), now)),
+        ("isolated", _isolated(answer.get("quarantine", []), now)),
         ("hooks", f"{kernel['mechanism']} on {_devices(kernel['devices'])}; {kernel['cgroup']}"),
         ("", _hook_errors(kernel)),
         ("workloads", f"{modes['enforce']} enforce, {modes['observe']} observe; host in {answer['host_mode']}"),
@@ -213,6 +217,19 @@ def status(answer: Json, now: float) -> tuple[RenderableType, ...]:
     ]
     ties = [ambiguous(one) for one in answer["attested"]["ambiguous"]]
     return pairs(rows), *ties
+
+
+def _source(answer: Json, now: float) -> Text:
+    """Only what is not as usual: the repository does not answer, or its tip was rolled back."""
+    source = answer.get("source", {})
+    if source.get("error"):
+        seen = source["last_success"]
+        fetched = f"fetched {age(seen, now)} ago" if seen else "kept from an earlier run"
+        text = f"unreachable for {age(source['error_since'], now)}, enforcing {_revision(answer)}, {fetched}"
+        return Text(safe_lines(f"{text}\n{source['error']}"), style="red")
+    if source.get("held_off"):
+        return cell(f"{source['held_off'][:7]} was rolled back and is held off until the reference moves on", "yellow")
+    return Text()
 
 
 def _ago(answer: Json, now: float) -> str:
@@ -228,9 +245,34 @@ def _policy_error(policy: Json, now: float) -> Text:
     return Text(safe_lines(f"REFUSED{since}, the last good one stays in force\n{policy['error']}"), style="red")
 
 
-def _kernel(answer: Json) -> Text:
-    equal = bool(answer["git_equals_kernel"])
-    return cell("equals git" if equal else "DIFFERS from git", "green" if equal else "red")
+def _kernel(answer: Json, now: float) -> Text:
+    equal, drift = bool(answer["git_equals_kernel"]), answer.get("drift", {})
+    text = cell("equals git" if equal else "DIFFERS from git", "green" if equal else "red")
+    if drift.get("looked"):
+        text += cell(f", compared {max(0.0, now - drift['looked']):.1f} s ago")
+    if drift.get("found"):
+        last = drift["recent"][-1]
+        text += cell(
+            f"; {drift['found']} differences found, the last {age(last['at'], now)} ago: {last['what']}", "red"
+        )
+    return text
+
+
+def _differences(answer: Json) -> Text:
+    return Text(safe_lines("\n".join(answer.get("differences", ()))), style="red")
+
+
+def _trial(trial: Json | None, now: float) -> Text:
+    if not trial:
+        return Text()
+    left = max(0, round(trial["until"] - now))
+    text = f"{trial['commit'][:7]} is tried, reverts to {trial['before'][:7]} in {left} s unless confirmed"
+    return cell(text, "yellow")
+
+
+def _isolated(isolated: Sequence[Json], now: float) -> Text:
+    texts = [f"{one['workload']} for {age(one['since'], now)}: {one['reason']}" for one in isolated]
+    return Text(safe_lines("\n".join(texts)), style="yellow")
 
 
 def _hook_errors(kernel: Json) -> Text:

@@ -26,7 +26,7 @@ def _setting_options(command: Any) -> Any:
         click.option("--netns", type=_PATH, help="Network namespace to enforce in."),
         click.option("--cgroup-root", type=_PATH, help="Control group below which sockets are judged."),
         click.option("--ref", help="Branch, tag or commit to enforce."),
-        click.option("--repository", type=_PATH, help="Policy repository."),
+        click.option("--repository", help="Policy repository: a path or a URL."),
         click.option("--host", help="Name of this host in policies."),
         click.option("--config", type=_PATH, help="Settings file; /etc/bulkhead/agent.toml unless given."),
     ):

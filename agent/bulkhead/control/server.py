@@ -29,6 +29,9 @@ MODE: Final = 0o660
 Handler = Callable[[dict[str, Any]], Awaitable[Any]]
 """Takes the arguments of a request and gives the data of the answer. BulkheadErrors reach the client."""
 
+ChangeHandler = Callable[[dict[str, Any], Peer], Awaitable[Any]]
+"""As a Handler, for what changes something: it is told who asks, for the record."""
+
 StreamHandler = Callable[[dict[str, Any]], AsyncGenerator[Any, None]]
 """Gives one answer after the other; closed when the client leaves."""
 
@@ -42,7 +45,7 @@ class Server:
         self,
         path: Path,
         reads: Mapping[str, Handler],
-        changes: Mapping[str, Handler] | None = None,
+        changes: Mapping[str, ChangeHandler] | None = None,
         streams: Mapping[str, StreamHandler] | None = None,
         idle_timeout_s: float = IDLE_TIMEOUT_S,
     ) -> None:
@@ -130,9 +133,12 @@ class Server:
         if stream is not None:
             await self._follow(stream, request, reader, writer)
             return False
-        handler = self._reads.get(request.op) or self._changes[request.op]
-        await self._send(writer, encode_answer(await _guarded(request, handler(request.args))))
+        await self._send(writer, encode_answer(await _guarded(request, self._answer(request, peer))))
         return True
+
+    async def _answer(self, request: Request, peer: Peer) -> Any:
+        read = self._reads.get(request.op)
+        return await (read(request.args) if read is not None else self._changes[request.op](request.args, peer))
 
     def _authorise(self, request: Request, peer: Peer) -> None:
         if request.op in self._changes:

@@ -6,25 +6,72 @@ import json
 import os
 import time
 from collections import Counter
+from dataclasses import asdict, replace
 from importlib import metadata
-from typing import Any
+from typing import Any, Final
 
-from bulkhead.abi import Mode, PolicyEntry
+from bulkhead.abi import Mode, PolicyEntry, PolicyKey
 from bulkhead.daemon.counters import Counters
 from bulkhead.daemon.enforcer import Enforcer
+from bulkhead.daemon.trial import Trial
+from bulkhead.daemon.upkeep import Upkeep
 from bulkhead.identity import processes
 from bulkhead.identity.selectors import Identified, unit_of
 from bulkhead.kernel.devices import list_devices
+from bulkhead.observe.filters import VERDICTS, Filter
 from bulkhead.observe.flows import FlowLog
 from bulkhead.policy import model
 
 Json = dict[str, Any]
+
+_KEY_BYTES: Final = len(bytes(PolicyKey()))
+_VALUE_BYTES: Final = len(bytes(PolicyEntry()))
+_RULE_BYTES: Final = 4
+"""Of an entry, the part that says which rule: counters and deadlines are the kernel's own numbers."""
+
+
+class SourceState:
+    """How the policy repository answers. Times are Unix seconds; 0: never."""
+
+    def __init__(self) -> None:
+        self.error = ""
+        """Empty: it answered when it was asked last."""
+        self.code = ""
+        self.error_since = 0.0
+        self.last_success = 0.0
+        self.commit = ""
+        """What the reference named then."""
+        self.held_off = ""
+        """The tip that an operator rolled back."""
+
+    def looked(self, at: float, error: str, code: str, commit: str) -> None:
+        """It was asked."""
+        if error:
+            self.error_since = self.error_since or at
+        else:
+            self.error_since, self.last_success = 0.0, at
+        self.error, self.code, self.commit = error, code, commit or self.commit
+
+    def to_json(self) -> Json:
+        """For `status`."""
+        return {
+            "ok": not self.error,
+            "error": self.error or None,
+            "code": self.code or None,
+            "error_since": self.error_since or None,
+            "last_success": self.last_success or None,
+            "commit": self.commit or None,
+            "held_off": self.held_off or None,
+        }
 
 
 class PolicyState:
     """How the last attempts to load policy went."""
 
     def __init__(self) -> None:
+        self.source = SourceState()
+        self.refusals: Counter[str] = Counter()
+        """Commits refused since the agent started, by the code of the first finding."""
         self.loaded = 0.0
         self.error = ""
         self.error_since = 0.0
@@ -36,10 +83,11 @@ class PolicyState:
         self.error = self.refused_commit = ""
         self.error_since = 0.0
 
-    def refused(self, commit: str, error: str) -> None:
+    def refused(self, commit: str, error: str, code: str = "other") -> None:
         """The newest commit is not in force."""
         if error != self.error:
             self.error_since = time.time()
+            self.refusals[code] += 1
         self.error = error
         self.refused_commit = commit
 
@@ -47,7 +95,9 @@ class PolicyState:
 class Answers:
     """Answers from the enforcer's state, read when asked."""
 
-    def __init__(self, enforcer: Enforcer, policy: PolicyState, flows: FlowLog) -> None:
+    def __init__(self, enforcer: Enforcer, policy: PolicyState, flows: FlowLog, upkeep: Upkeep) -> None:
+        self.upkeep = upkeep
+        self.trial: Trial | None = None
         self._enforcer = enforcer
         self._flows = flows
         self._policy = policy
@@ -73,6 +123,17 @@ class Answers:
             latest[record.rule] = max(latest.get(record.rule, 0.0), record.last_seen)
         return latest
 
+    def flow_log(self, wanted: Filter) -> Json:
+        """What part of what happened the records that `wanted` chooses tell. Times are Unix seconds."""
+        every = replace(wanted, verdicts=()) if set(wanted.verdicts) == set(VERDICTS) else wanted
+        return {
+            "host": self._enforcer.settings.host,
+            "at": time.time(),
+            "since": max(self._flows.since, wanted.since),
+            "absent_s": self._flows.absent_s,
+            "filter": str(every),
+        }
+
     def modes(self) -> dict[str, int]:
         """How many workloads of this host are in each mode."""
         bundle = self._enforcer.bundle
@@ -80,24 +141,35 @@ class Answers:
         return {str(mode): found[str(mode)] for mode in model.Mode}
 
     def read_back(self) -> Json:
-        """Does the kernel hold exactly the policy entries of the commit in force?"""
+        """Does the kernel hold exactly the policy entries of the commit in force, and by the same rules?"""
         bundle = self._enforcer.bundle
-        keys = {key for key, _ in self._enforcer.maps.entries("policy")}
-        width = 16
-        expected = bundle.policy_keys if bundle else b""
-        wanted = {expected[at : at + width] for at in range(0, len(expected), width)}
-        return {"kernel": len(keys), "expected": len(wanted), "match": keys == wanted}
+        held = {key: value[:_RULE_BYTES] for key, value in self._enforcer.maps.entries("policy")}
+        wanted: dict[bytes, bytes] = {}
+        if bundle is not None:
+            keys, rules = bundle.policy_keys, bundle.policy_entries
+            for index in range(len(keys) // _KEY_BYTES):
+                at = index * _VALUE_BYTES
+                wanted[keys[index * _KEY_BYTES : (index + 1) * _KEY_BYTES]] = rules[at : at + _RULE_BYTES]
+        return {"kernel": len(held), "expected": len(wanted), "match": held == wanted}
+
+    def differences(self) -> list[str]:
+        """How the kernel differs from what git says, as far as it could not be put right."""
+        found = [one.what + (f": {one.problem}" if one.problem else "") for one in self.upkeep.standing]
+        if not self.read_back()["match"]:
+            found.append("the policy entries in the kernel are not those of the commit")
+        return found
 
     def status(self) -> Json:
         """One screen's worth."""
         enforcer, settings = self._enforcer, self._enforcer.settings
         bundle, plan = enforcer.bundle, enforcer.attestation.plan
+        differences = self.differences()
         return {
             "version": metadata.version("bulkhead"),
             "host": settings.host,
             "pid": os.getpid(),
             "started": self._started,
-            "repository": str(settings.repository),
+            "repository": settings.repository,
             "ref": settings.ref,
             "commit": bundle.commit if bundle else "",
             "generation": enforcer.generation,
@@ -108,6 +180,7 @@ class Answers:
                 "refused_commit": self._policy.refused_commit or None,
                 "loaded": self._policy.loaded,
             },
+            "source": self._policy.source.to_json(),
             "host_mode": _mode_name(plan.answers.host_mode) if plan else "observe",
             "observe_only": settings.observe_only,
             "workloads": self.modes(),
@@ -123,7 +196,11 @@ class Answers:
             "lost": self.lost(),
             "maps": {name: {"entries": n, "max": top} for name, (n, top) in self.counters.sizes().items()},
             "adoption": str(enforcer.adoption),
-            "git_equals_kernel": self.read_back()["match"],
+            "git_equals_kernel": not differences,
+            "differences": differences,
+            "drift": self.upkeep.report(),
+            "quarantine": [asdict(one) for one in enforcer.quarantine],
+            "trial": asdict(self.trial) if self.trial else None,
         }
 
     def _kernel(self) -> Json:

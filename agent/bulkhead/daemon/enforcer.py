@@ -7,7 +7,7 @@ import ctypes
 import json
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -24,17 +24,26 @@ from bulkhead.abi import (
     VerdictEvent,
 )
 from bulkhead.config import Settings
+from bulkhead.daemon.quarantine import Isolation, Quarantine
 from bulkhead.dataplane import bundle as bundles
 from bulkhead.dataplane.bundle import Bundle
-from bulkhead.dataplane.compile import compile_commit
-from bulkhead.errors import BulkheadError, KernelError
+from bulkhead.dataplane.compile import WorkloadInfo, compile_commit
+from bulkhead.errors import BulkheadError, KernelError, RefusedError, UsageError
 from bulkhead.identity import cgroups, processes
 from bulkhead.identity.cgroups import CgroupTree
 from bulkhead.identity.users import Users
 from bulkhead.kernel import generation, sockets
 from bulkhead.kernel.attach import Attachments, Programs
 from bulkhead.kernel.attestation import Attestation, Plan, make_plan, survey
-from bulkhead.kernel.devices import DeviceAdded, DeviceRemoved, DeviceWatcher, Resync
+from bulkhead.kernel.audit import Auditor, Drift
+from bulkhead.kernel.devices import (
+    DeviceAdded,
+    DeviceRemoved,
+    DeviceWatcher,
+    HooksChanged,
+    Resync,
+    list_devices,
+)
 from bulkhead.kernel.diag import SocketDiag, SocketId
 from bulkhead.kernel.maps import KernelMaps, Staged
 from bulkhead.kernel.ringbuf import RingBuffer
@@ -69,6 +78,15 @@ class _Change:
     staged: Staged
 
 
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """What is in force until `until_s` (boot clock), and what was before."""
+
+    packed: bytes
+    before: Bundle | None
+    until_s: int
+
+
 class Enforcer:
     """One host's enforcement: maps, hooks, attestation. Everything but the event callbacks is synchronous."""
 
@@ -92,6 +110,11 @@ class Enforcer:
         self.executables = 0
         self.hook_errors: dict[str, str] = {}
         """Devices that could not be hooked, with why."""
+        self.auditor = Auditor(settings.pins, self.maps, self.programs, self.attachments, self.attestation)
+        self.quarantine = Quarantine(settings.quarantine)
+        self.on_hooks_changed: Callable[[], None] = lambda: None
+        self._switching = False
+        self._tried: _Tried | None = None
         self._verdicts = RingBuffer(self.maps.fixed("verdict_events"))
         self._lifecycle = RingBuffer(self.maps.fixed("lifecycle_events"))
         self._losses_seen = 0
@@ -151,18 +174,79 @@ class Enforcer:
     async def enforce_soon(self, packed: bytes) -> int:
         """As `enforce`, with events heard while the kernel waits for packets that still read the old generation."""
         change = self._prepare(packed)
-        await asyncio.to_thread(self.maps.hang, change.staged)
-        generation = self._finish(change)
+        self._switching = True
+        try:
+            await asyncio.to_thread(self.maps.hang, change.staged)
+            generation = self._finish(change)
+        finally:
+            self._switching = False
         self.attestation.rescan()  # control groups that appeared meanwhile have an entry in the old generation only
         return generation
 
-    def _prepare(self, packed: bytes) -> _Change:
+    # Trials
+
+    async def begin_trial(self, packed: bytes, seconds: int) -> float:
+        """Switch to a bundle that the kernel leaves again by itself; returns when (Unix seconds)."""
+        until_s = int(time.clock_gettime(time.CLOCK_BOOTTIME)) + seconds
+        change = self._prepare(packed, beside=self.bundle)
+        self._switching = True
+        try:
+            await asyncio.to_thread(self.maps.hang, change.staged, until_s)
+            self.generation = self.maps.adopt(change.staged)
+            generation.zero_hits(self.maps, self.hits.keep(change.slots))
+            self.attestation.try_plan(change.plan)
+            self._tried = _Tried(packed, self.bundle, until_s)
+            self.bundle = change.bundle
+            self._record("try", seconds=seconds)
+        finally:
+            self._switching = False
+        self.attestation.rescan()
+        return until_s + generation.boot_offset_s()
+
+    def confirm_trial(self) -> None:
+        """What is tried stays. Raises RefusedError when nothing is, or its time is up."""
+        tried = self._tried
+        if tried is None or self.end_trial_in_time():
+            raise RefusedError("no policy is being tried" if tried is None else "the trial has ended already")
+        self.maps.confirm()
+        self.attestation.end_trial(stays=True)
+        self._tried = None
+        _write_file(self.settings.saved_bundle, tried.packed)
+        self._record("confirm")
+
+    def end_trial(self, why: str = "revert") -> None:
+        """Go back to the generation before the trial. Raises RefusedError when there is no trial."""
+        if self._tried is None:
+            raise RefusedError("no policy is being tried")
+        if not self.maps.has_reverted():
+            self.maps.revert()
+        self.attestation.end_trial(stays=False)
+        self.generation, self.bundle, self._tried = self.maps.generation, self._tried.before, None
+        self.attestation.rescan()
+        self._record(why)
+
+    def end_trial_in_time(self) -> bool:
+        """End a trial whose time is up, or which the kernel has ended; whether one was ended."""
+        if self._tried is None:
+            return False
+        if time.clock_gettime(time.CLOCK_BOOTTIME) < self._tried.until_s:
+            return False
+        self.end_trial("lapse")
+        return True
+
+    @property
+    def is_trying(self) -> bool:
+        """Whether what is in force is only tried."""
+        return self._tried is not None
+
+    def _prepare(self, packed: bytes, beside: Bundle | None = None) -> _Change:
         fresh = bundles.read(packed)
         if fresh.host not in (None, self.settings.host):
             raise KernelError(f"the bundle is for the host `{fresh.host}`")
         plan = make_plan(fresh, self.settings.host, self.users, self.settings.observe_only)
         self.attestation.name_executables(plan.executables)
-        slots = self.hits.assign(info.name for info in fresh.rules())
+        kept = beside.rules() if beside is not None else ()
+        slots = self.hits.assign(dict.fromkeys(info.name for info in (*fresh.rules(), *kept)))
         tables = generation.tables(fresh, plan, survey(plan, self.tree), slots)
         return _Change(packed, fresh, plan, slots, self.maps.stage(tables))
 
@@ -172,14 +256,69 @@ class Enforcer:
         self.attestation.adopt_plan(change.plan)
         self.bundle = change.bundle
         _write_file(self.settings.saved_bundle, change.packed)
+        self._record("commit")
+        return self.generation
+
+    def _record(self, why: str, **details: object) -> None:
+        """Which commit the generation in force is, and why there is a new one."""
         record = {
             "generation": self.generation,
-            "commit": change.bundle.commit,
-            "digest": change.bundle.digest,
+            "commit": self.bundle.commit if self.bundle else "",
+            "digest": self.bundle.digest if self.bundle else "",
             "at": time.time(),
+            "why": why,
         }
-        _append_line(self.settings.generations, record)
-        return self.generation
+        _append_line(self.settings.generations, record | details)
+
+    # Beside policy
+
+    def isolate(self, name: str, reason: str, uid: int) -> Isolation:
+        """Cut a workload off, in the kernel, now. Raises UsageError for a name that is no workload of this commit."""
+        found = [info for info in self._workloads() if name in (info.qualified, _short(info.qualified))]
+        if not found:
+            raise UsageError(f"`{name}` is no workload of the policy in force: `bulkhead workloads` lists them")
+        if len(found) > 1:
+            raise UsageError(f"`{name}` is several workloads: {', '.join(info.qualified for info in found)}")
+        (workload,) = found
+        isolation = Isolation(workload.qualified, workload.identity, time.time(), reason, uid)
+        self.quarantine.add(isolation)
+        self._apply_quarantine()
+        self._record("quarantine", workload=isolation.workload, reason=reason, uid=uid)
+        return isolation
+
+    def release(self, name: str, uid: int) -> Isolation:
+        """End an isolation: policy decides again."""
+        known = [one.workload for one in self.quarantine if name in (one.workload, _short(one.workload))]
+        isolation = self.quarantine.remove(known[0] if len(known) == 1 else name)
+        self._apply_quarantine()
+        self._record("release", workload=isolation.workload, uid=uid)
+        return isolation
+
+    def _workloads(self) -> Iterator[WorkloadInfo]:
+        if self.bundle is not None:
+            yield from self.bundle.workloads()
+
+    def reinstate_quarantine(self) -> None:
+        """Isolate again whom an operator has isolated, as after a reboot."""
+        if self.quarantine or self.maps.isolated():
+            self._apply_quarantine()
+            self._record("quarantine", workloads=[one.workload for one in self.quarantine])
+
+    def _apply_quarantine(self) -> None:
+        offset = generation.boot_offset_s()
+        wanted = {one.identity: max(1, int(one.since - offset)) for one in self.quarantine}
+        self.generation = self.maps.isolate(wanted)
+
+    def look(self) -> list[Drift]:
+        """Compare the kernel with what was put there, and repair it; nothing while a generation is switched in."""
+        if self._switching:
+            return []
+        self.end_trial_in_time()
+        found = self.auditor.look(list_devices())
+        if self.maps.generation != self.generation:
+            self.generation = self.maps.generation
+            self._record("repair", found=[one.what for one in found])
+        return found
 
     # Events
 
@@ -274,6 +413,8 @@ class Enforcer:
                 self._hook(partial(self.attachments.attach_device, event.device), event.device.name)
             elif isinstance(event, Resync):
                 self._hook(lambda: self.attachments.sync_devices(self.watcher.devices()), "all devices")
+            elif isinstance(event, HooksChanged):
+                self.on_hooks_changed()
 
     def _hook(self, attach: Callable[[], list[str]], name: str) -> None:
         try:
@@ -285,6 +426,10 @@ class Enforcer:
         self.hook_errors.pop(name, None)
         for change in changes:
             log.info("attached", hook=change)
+
+
+def _short(qualified: str) -> str:
+    return qualified.rpartition("/")[2]
 
 
 def _endpoint(address: bytes, port: int) -> str:

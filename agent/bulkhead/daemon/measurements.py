@@ -32,6 +32,9 @@ def measure(answers: Answers, namer: Namer, enforcer: Enforcer, policy: PolicySt
         generation=enforcer.generation,
         last_load_success=policy.loaded,
         last_load_ok=not policy.error,
+        refused=dict(policy.refusals),
+        source_up=bool(policy.source.last_success) and not policy.source.error,
+        source_last_success=policy.source.last_success,
         modes={info.qualified: str(info.mode) for info in workloads}
         | {"host": str(bundle.host_mode) if bundle else ""},
         exceptions=tuple(
@@ -40,6 +43,10 @@ def measure(answers: Answers, namer: Namer, enforcer: Enforcer, policy: PolicySt
         maps=tuple(MapFill(name, entries, top) for name, (entries, top) in counters.sizes().items()),
         attested_cgroups=len(enforcer.attestation.plan.paths) if enforcer.attestation.plan else 0,
         control_packets=counters.controls(),
+        drifts=answers.upkeep.outcomes(),
+        kernel_equals_git=not answers.upkeep.standing,
+        looked=answers.upkeep.looked,
+        isolated=tuple(one.workload for one in enforcer.quarantine),
     )
 
 

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -24,15 +25,23 @@ from typing import Any, Final
 import sdnotify
 
 from bulkhead.config import Settings
-from bulkhead.control.server import Server
+from bulkhead.control.peers import Peer
+from bulkhead.control.server import ChangeHandler, Server
+from bulkhead.daemon import accepted as acceptance
+from bulkhead.daemon.accepted import Accepted, Rollback
 from bulkhead.daemon.answers import Answers, PolicyState
+from bulkhead.daemon.conversations import conversations
 from bulkhead.daemon.enforcer import EVENT_POLL_S, Enforcer, empty_bundle
 from bulkhead.daemon.measurements import measure
-from bulkhead.daemon.worker import PolicyWorker, Report
-from bulkhead.errors import BulkheadError, RefusedError, UnreachableError, UsageError
+from bulkhead.daemon.trial import Trial, checked_seconds
+from bulkhead.daemon.upkeep import Upkeep
+from bulkhead.daemon.worker import PolicyWorker, Report, SourceReport
+from bulkhead.errors import BulkheadError, KernelError, RefusedError, UnreachableError, UsageError
+from bulkhead.identity import processes
 from bulkhead.identity.cgroups import CgroupTree, find_mount
 from bulkhead.identity.selectors import unit_of
 from bulkhead.kernel import attach, netns
+from bulkhead.kernel.audit import Drift
 from bulkhead.kernel.capabilities import require_capabilities
 from bulkhead.kernel.generation import boot_offset_s
 from bulkhead.kernel.load import is_current
@@ -95,8 +104,10 @@ def detach(settings: Settings) -> None:
     with _alone(settings.lock):
         _unhook(settings)
         kept = (settings.saved_bundle, settings.hit_slots, settings.generations, settings.saved_flows, settings.lock)
-        for path in kept:
+        for path in (*kept, settings.accepted):
             path.unlink(missing_ok=True)
+        for directory in (settings.mirror, settings.keyring):
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def _unhook(settings: Settings) -> None:
@@ -115,11 +126,18 @@ class Agent:
         self.policy = PolicyState()
         self.namer = GenerationNamer()
         self.flows = flows.FlowLog()
-        self.worker = PolicyWorker(settings, self._on_report)
+        self.accepted = acceptance.load(settings.accepted)
+        self.policy.source.held_off = self.accepted.held_off
+        self.worker = PolicyWorker(settings, self._on_report, self._on_source, self.accepted)
         self._notifier = sdnotify.SystemdNotifier()
         self._first_report = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._switching = asyncio.Lock()
         self._pending: list[Report] = []
+        self.trial: Trial | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self._waiting: Report | None = None
+        """What came while a policy was tried."""
         self._started = False
         self.is_ready = False
         """Everything is in force: from here on an error must not open anything."""
@@ -137,7 +155,8 @@ class Agent:
         except BaseException:
             await self.worker.stop()
             raise
-        self.answers = Answers(self.enforcer, self.policy, self.flows)
+        self.upkeep = Upkeep(self._look)
+        self.answers = Answers(self.enforcer, self.policy, self.flows, self.upkeep)
         try:
             await self._start(loop)
             await self._serve()
@@ -167,6 +186,8 @@ class Agent:
             self._in_force()
         else:
             await self._first_policy()
+        enforcer.reinstate_quarantine()
+        self._in_force()
         enforcer.watch(loop)
         self._started = True
         await self._apply_pending()
@@ -179,6 +200,8 @@ class Agent:
         except TimeoutError:
             self.policy.refused("", "no policy has been read yet")
         await self._apply_pending()
+        if self.policy.source.error and not self.policy.error:
+            self.policy.refused("", f"no policy has been read yet: {self.policy.source.error}")
         if not self.enforcer.maps.control().generation:
             self.enforcer.enforce(empty_bundle(self.settings.host))
             self._in_force()
@@ -197,31 +220,68 @@ class Agent:
             return
         await self._apply(report)
 
-    async def _apply(self, report: Report) -> None:
-        """Switch to what was compiled, or keep what is in force and say why."""
+    def _on_source(self, report: SourceReport) -> None:
+        """The repository was looked at. That it cannot be read changes nothing of what is enforced."""
+        was_up = not self.policy.source.error
+        self.policy.source.looked(report.at, report.error, report.code, report.commit)
+        if report.error and was_up:
+            log.error("the policy repository cannot be read, what is enforced stays in force", cause=report.error)
+        if not report.error and not was_up:
+            log.info("the policy repository can be read again")
         if report.error:
-            self._refuse(report.commit, report.error)
+            self._first_report.set()
+
+    async def _apply(self, report: Report) -> None:
+        """Switch to what was compiled, or keep what is in force and say why. While a policy is tried, it waits."""
+        if self.trial is not None:
+            self._waiting = report
             return
-        started = time.monotonic()
+        if report.error:
+            self._refuse(report.commit, report.error, report.code)
+            return
         try:
-            if not self.enforcer.holds(report.bundle):
-                await self.enforcer.enforce_soon(report.bundle)
-                self._in_force()
-                log.info(
-                    "enforcing",
-                    commit=report.commit,
-                    generation=self.enforcer.generation,
-                    compile_ms=report.took_ms,
-                    switch_ms=round((time.monotonic() - started) * 1000, 1),
-                )
+            await self._switch(report)
         except BulkheadError as error:
             self._refuse(report.commit, str(error))
             return
+        if report.commit != self.accepted.commit:
+            self._accept(Accepted(report.commit))
         self.policy.accepted()
 
-    def _refuse(self, commit: str, error: str) -> None:
-        self.policy.refused(commit, error)
+    async def _switch(self, report: Report) -> None:
+        started = time.monotonic()
+        async with self._switching:
+            if self.enforcer.holds(report.bundle):
+                return
+            await self.enforcer.enforce_soon(report.bundle)
+            self._in_force()
+            log.info(
+                "enforcing",
+                commit=report.commit,
+                generation=self.enforcer.generation,
+                compile_ms=report.took_ms,
+                switch_ms=round((time.monotonic() - started) * 1000, 1),
+            )
+
+    def _accept(self, accepted: Accepted) -> None:
+        """From here on, commits have to follow this one."""
+        acceptance.save(self.settings.accepted, accepted)
+        self.accepted = accepted
+        self.policy.source.held_off = accepted.held_off
+        self.worker.accept(accepted)
+
+    def _refuse(self, commit: str, error: str, code: str = "other") -> None:
+        self.policy.refused(commit, error, code)
         log.error("policy refused, the last good one stays in force", commit=commit, cause=error)
+
+    def _look(self) -> list[Drift]:
+        found = self.enforcer.look()
+        if found:
+            self._in_force()
+        if self.trial is not None and not self.enforcer.is_trying and not self._switching.locked():
+            log.warning("nobody confirmed the policy that was tried", commit=self.trial.commit)
+            self._ending = asyncio.create_task(self._trial_over())
+        return found
 
     def _in_force(self) -> None:
         if self.enforcer.bundle is not None:
@@ -233,7 +293,8 @@ class Agent:
         async with AsyncExitStack() as stack:
             server = Server(self.settings.control_socket, self._reads(), self._changes(), {"watch": self._watch})
             await stack.enter_async_context(server)
-            for task in (self._poll_events(), self._feed_watchdog()):
+            self.enforcer.on_hooks_changed = self.upkeep.hint
+            for task in (self._poll_events(), self._feed_watchdog(), self.upkeep.run()):
                 stack.callback(asyncio.create_task(task).cancel)
             self.is_ready = True
             self._notifier.notify(f"READY=1\nSTATUS=generation {self.enforcer.generation}")
@@ -271,14 +332,111 @@ class Agent:
             "workloads": _answer(lambda args: answers.inventory() if args.get("inventory") else answers.workloads()),
             "drops": _answer(partial(self._records, verdicts=("deny", "would-deny"))),
             "flows": _answer(partial(self._records, verdicts=("allow", "deny", "would-deny"))),
+            "minutes": _answer(self._minutes),
+            "conversations": self._conversations,
             "why": _answer(self._why),
             "can": _answer(self._can),
         }
 
-    def _changes(self) -> dict[str, Callable[[Json], Awaitable[Json]]]:
-        return {"reload": _answer(self._reload)}
+    def _changes(self) -> dict[str, ChangeHandler]:
+        return {
+            "reload": _change(self._reload),
+            "rollback": self._rollback,
+            "try": self._try,
+            "confirm": self._confirm,
+            "revert": self._revert,
+            "quarantine": _change(self._quarantine),
+            "release": _change(self._release),
+        }
 
-    def _reload(self, _: Json) -> Json:
+    async def _rollback(self, args: Json, peer: Peer) -> Json:
+        """Enforce the commit that an operator names, and leave alone the one that he turns away from."""
+        wanted, reason = _text(args, "commit"), _text(args, "reason")
+        if self.trial is not None:
+            raise RefusedError("a policy is being tried: confirm or revert it first")
+        report = await self.worker.rollback(wanted)
+        if report.error:
+            raise UsageError(f"cannot roll back to `{wanted}`: {report.error}")
+        before, held_off = self.accepted, report.tip if report.tip != report.commit else ""
+        # First, so that no restart in between goes forward again.
+        self._accept(Accepted(report.commit, held_off))
+        try:
+            await self._switch(report)
+        except BulkheadError:
+            self._accept(before)
+            raise
+        rollback = Rollback(time.time(), before.commit, report.commit, reason, peer.uid)
+        acceptance.record(self.settings.rollbacks, rollback)
+        self.policy.accepted()
+        log.warning("rolled back", origin=before.commit, commit=report.commit, reason=reason, uid=peer.uid)
+        return asdict(rollback) | {"held_off": held_off, "generation": self.enforcer.generation}
+
+    # Trials
+
+    async def _try(self, args: Json, peer: Peer) -> Json:
+        revision, seconds = _text(args, "revision"), checked_seconds(args.get("seconds"))
+        if self.trial is not None:
+            raise RefusedError("a policy is being tried: confirm or revert it first")
+        report = await self.worker.trial(revision)
+        if report.error:
+            raise UsageError(report.error)
+        async with self._switching:
+            if self.trial is not None:
+                raise RefusedError("a policy is being tried: confirm or revert it first")
+            began, before = time.time(), self.enforcer.bundle.commit if self.enforcer.bundle else ""
+            until = await self.enforcer.begin_trial(report.bundle, seconds)
+            self.trial = self.answers.trial = Trial(report.commit, before, began, until, peer.uid, peer.pid)
+            self._in_force()
+        log.warning("trying a policy", commit=report.commit, before=before, seconds=seconds, uid=peer.uid)
+        return self._trial_json(self.trial)
+
+    async def _confirm(self, _: Json, peer: Peer) -> Json:
+        trial = self._trial_under_way()
+        trial.check_confirmation(peer.pid)
+        self.enforcer.confirm_trial()
+        self._accept(Accepted(trial.commit))
+        self.policy.accepted()
+        log.warning("the policy that was tried stays", commit=trial.commit, uid=peer.uid)
+        await self._trial_over()
+        return self._trial_json(trial)
+
+    async def _revert(self, _: Json, peer: Peer) -> Json:
+        trial = self._trial_under_way()
+        self.enforcer.end_trial()
+        log.warning("the policy that was tried is gone", commit=trial.commit, before=trial.before, uid=peer.uid)
+        await self._trial_over()
+        return self._trial_json(trial)
+
+    def _trial_under_way(self) -> Trial:
+        if self.trial is None or not self.enforcer.is_trying:
+            raise RefusedError("no policy is being tried")
+        return self.trial
+
+    def _trial_json(self, trial: Trial) -> Json:
+        return asdict(trial) | {"generation": self.enforcer.generation}
+
+    async def _trial_over(self) -> None:
+        """The reference is followed again, and what it named meanwhile is put into force."""
+        self.trial = self.answers.trial = None
+        self._in_force()
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            await self._apply(waiting)
+
+    def _quarantine(self, args: Json, peer: Peer) -> Json:
+        name, reason = _text(args, "workload"), _text(args, "reason")
+        isolation = self.enforcer.isolate(name, reason, peer.uid)
+        self._in_force()
+        log.warning("isolated", workload=isolation.workload, reason=isolation.reason, uid=peer.uid)
+        return asdict(isolation) | {"generation": self.enforcer.generation}
+
+    def _release(self, args: Json, peer: Peer) -> Json:
+        isolation = self.enforcer.release(_text(args, "workload"), peer.uid)
+        self._in_force()
+        log.warning("released", workload=isolation.workload, uid=peer.uid)
+        return asdict(isolation) | {"generation": self.enforcer.generation}
+
+    def _reload(self, _: Json, __: Peer) -> Json:
         self.worker.reload()
         return {}
 
@@ -292,7 +450,18 @@ class Agent:
         self.enforcer.read_verdicts()
         wanted = _wanted(args, verdicts)
         records = [flows.record_to_json(record) for record in self.flows.records(wanted)]
-        return {"records": records, "totals": self.answers.totals(), "lost": self.answers.lost()}
+        totals, lost = self.answers.totals(), self.answers.lost()
+        return {"records": records, "totals": totals, "lost": lost, "log": self.answers.flow_log(wanted)}
+
+    def _minutes(self, _: Json) -> Json:
+        self.enforcer.read_verdicts()
+        totals, lost = self.answers.totals(), self.answers.lost()
+        return {"host": self.settings.host, "at": time.time(), "totals": totals, "lost": lost,
+                "minutes": self.flows.minutes.to_json()}  # fmt: skip
+
+    async def _conversations(self, _: Json) -> Json:
+        # A machine can have a hundred thousand of them: events are heard meanwhile.
+        return await asyncio.to_thread(conversations, self.enforcer, self.namer)
 
     def _tables(self) -> Any:
         if self.enforcer.bundle is None:
@@ -327,7 +496,7 @@ class Agent:
             log.warning("refused", **_refusal_fields(record))
 
     def _context(self) -> flows.Context:
-        return flows.Context(self.namer, self._process, boot_offset_s())
+        return flows.Context(self.namer, self._process, boot_offset_s(), self._peer)
 
     def _process(self, sighting: flows.Sighting) -> flows.Process | None:
         """What can still be told of an event's process; its control group is known even when it is gone."""
@@ -336,6 +505,18 @@ class Agent:
             sighting.exe_inode, sighting.exe_device, sighting.exe_generation
         )
         return flows.Process(exe, unit_of(path) or "" if path else "", path)
+
+    def _peer(self, pid: int) -> flows.Process | None:
+        """What a process of this machine is now; None when it is gone."""
+        try:
+            found = processes.read(pid)
+        except KernelError:
+            return None
+        if found is None or found.cgroup_path is None:
+            return None
+        path = self.enforcer.tree.relative_of_namespace(found.cgroup_path)
+        exe = found.executable.path if found.executable is not None else ""
+        return None if path is None else flows.Process(exe, unit_of(path) or "", path)
 
     def _save_flows(self) -> None:
         path = self.settings.saved_flows
@@ -373,6 +554,20 @@ def _refusal_fields(record: flows.FlowRecord) -> dict[str, object]:
 def _wanted(args: Json, verdicts: tuple[str, ...]) -> Filter:
     """The filter that was asked for, within `verdicts`."""
     return filter_from_json({**args, "verdict": args.get("verdict") or list(verdicts)})
+
+
+def _text(args: Json, key: str) -> str:
+    value = args.get(key)
+    if not isinstance(value, str) or not value:
+        raise UsageError(f"the request lacks `{key}`")
+    return value
+
+
+def _change(function: Callable[[Json, Peer], Json]) -> ChangeHandler:
+    async def handler(args: Json, peer: Peer) -> Json:
+        return function(args, peer)
+
+    return handler
 
 
 def _answer(function: Callable[[Json], Json]) -> Callable[[Json], Awaitable[Json]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bulkhead.dataplane.resolve import Resolved, ResolvedRule, RuleIndex
-from bulkhead.errors import Diagnostic
+from bulkhead.errors import Diagnostic, Loc
 from bulkhead.policy.codes import presentable
-from bulkhead.policy.model import Never
+from bulkhead.policy.model import Never, QualifiedName
 
 
 def check_nevers(resolved: Resolved, index: RuleIndex) -> list[Diagnostic]:
@@ -25,10 +25,15 @@ def _finding(resolved: Resolved, never: Never, found: ResolvedRule) -> Diagnosti
     side, names = resolved.directory.side, resolved.directory.names
     source = min(names[member] for member in found.source.members & side(never.source).members)
     destination = min(names[member] for member in found.destination.members & side(never.destination).members)
+    return violation(never, found.rule.qualified, found.rule.loc, source, destination)
+
+
+def violation(never: Never, rule: QualifiedName, loc: Loc, source: str, destination: str) -> Diagnostic:
+    """A finding (BH0501): a rule lets one reach the other."""
     forbidden = f"`{never.policy}/{never.name}`"
-    text = f"rule `{found.rule.qualified}` lets {_named(source)} reach {_named(destination)}, which {forbidden} forbids"
+    text = f"rule `{rule}` lets {_named(source)} reach {_named(destination)}, which {forbidden} forbids"
     label = f"{forbidden} is here" + (f": {presentable(never.why)}" if never.why else "")
-    return Diagnostic("BH0501", text, found.rule.loc, related=((never.loc, label),))
+    return Diagnostic("BH0501", text, loc, related=((never.loc, label),))
 
 
 def _named(name: str) -> str:

@@ -24,7 +24,7 @@ def _check(resolved: Resolved, index: RuleIndex, test: PolicyTest) -> Iterator[D
     for expectation in (*test.accept, *test.deny):
         destination = side(expectation.destination)
         for empty in _empty((test.source, source), (expectation.destination, destination)):
-            yield _finding(expectation, f"tests nothing: `{presentable(empty.text)}` has no members")
+            yield failure(expectation, f"tests nothing: `{presentable(empty.text)}` has no members")
     for expectation in test.accept:
         yield from _check_accept(resolved, index, test, expectation)
     for expectation in test.deny:
@@ -41,7 +41,7 @@ def _check_accept(resolved: Resolved, index: RuleIndex, test: PolicyTest, wanted
     if refused is not None:
         names = resolved.directory.names
         text = f"`{names[refused[0]]}` does not reach `{names[refused[1]]}` on `{wanted.port.text}`"
-        yield _finding(wanted, f"`{presentable(test.source.text)}` should reach `{wanted.text}`, but {text}")
+        yield failure(wanted, f"`{presentable(test.source.text)}` should reach `{wanted.text}`, but {text}")
 
 
 def _check_deny(resolved: Resolved, index: RuleIndex, test: PolicyTest, wanted: Expectation) -> Iterator[Diagnostic]:
@@ -52,12 +52,13 @@ def _check_deny(resolved: Resolved, index: RuleIndex, test: PolicyTest, wanted: 
         opened = min(names[member] for member in destination.members & found.destination.members)
         text = f"`{opener}` reaches `{opened}` by rule `{found.rule.qualified}`"
         related = ((found.rule.loc, f"`{found.rule.qualified}` is here"),)
-        yield _finding(
+        yield failure(
             wanted, f"`{presentable(test.source.text)}` should not reach `{wanted.text}`, but {text}", related
         )
 
 
-def _finding(wanted: Expectation, text: str, related: tuple[tuple[Loc, str], ...] = ()) -> Diagnostic:
+def failure(wanted: Expectation, text: str, related: tuple[tuple[Loc, str], ...] = ()) -> Diagnostic:
+    """A finding (BH0502): an expectation does not hold."""
     return Diagnostic("BH0502", f"test fails: {text}", wanted.loc, related=related)
 
 

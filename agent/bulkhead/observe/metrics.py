@@ -70,6 +70,10 @@ class Measurements:
     generation: int = 0
     last_load_success: float = 0.0
     last_load_ok: bool = False
+    refused: Mapping[str, int] = field(default_factory=dict)
+    """Commits since the agent started, by the code of the first finding."""
+    source_up: bool = False
+    source_last_success: float = 0.0
     modes: Mapping[str, str] = field(default_factory=dict)
     """Mode of each workload and of `host`."""
     exceptions: tuple[ExceptionExpiry, ...] = ()
@@ -77,6 +81,13 @@ class Measurements:
     attested_cgroups: int = 0
     control_packets: Mapping[str, int] = field(default_factory=dict)
     """Passed without a rule, by kind."""
+    drifts: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """What was found not to be as git says, by kind and `repaired` or `standing`; since the agent's start."""
+    kernel_equals_git: bool = False
+    looked: float = 0.0
+    """When the kernel was last compared with what git says (Unix seconds)."""
+    isolated: Collection[str] = ()
+    """Workloads that an operator has isolated."""
 
 
 class _Limited:
@@ -127,6 +138,7 @@ class BulkheadCollector(Collector):
         yield from _policy(now)
         yield from _workloads(now)
         yield from _kernel(now)
+        yield from _upkeep(now)
 
     def _verdicts(self, now: Measurements) -> Iterator[Metric]:
         known = set(now.names)
@@ -168,6 +180,14 @@ def _policy(now: Measurements) -> Iterator[Metric]:
     yield _gauge(name, text, (), {(): now.last_load_success})
     text = "1 when the latest commit is in force, 0 when it was refused and an earlier one is."
     yield _gauge("bulkhead_policy_last_load_ok", text, (), {(): float(now.last_load_ok)})
+    text = "Commits refused since the agent started, by the code of the first finding."
+    refused = {(code,): count for code, count in now.refused.items()}
+    yield _counter("bulkhead_policy_refused", text, ("code",), refused)
+    text = "1 when the policy repository answered the last time it was asked."
+    yield _gauge("bulkhead_policy_source_up", text, (), {(): float(now.source_up)})
+    text = "When the policy repository last answered."
+    name = "bulkhead_policy_source_last_success_timestamp_seconds"
+    yield _gauge(name, text, (), {(): now.source_last_success})
     expiries = {(one.name, one.owner): one.expires for one in now.exceptions}
     name = "bulkhead_exception_expiry_timestamp_seconds"
     yield _gauge(name, "When an exception lapses.", ("exception", "owner"), expiries)
@@ -188,6 +208,18 @@ def _kernel(now: Measurements) -> Iterator[Metric]:
     text = "Packets of the kernel passed without a rule, by kind."
     passed = {(kind,): count for kind, count in now.control_packets.items()}
     yield _counter("bulkhead_control_packets", text, ("kind",), passed)
+
+
+def _upkeep(now: Measurements) -> Iterator[Metric]:
+    text = "Differences found between the kernel and what git says, by what became of them."
+    yield _counter("bulkhead_drift", text, ("kind", "outcome"), now.drifts)
+    text = "1 when the kernel holds what the commit in force says, 0 when something could not be repaired."
+    yield _gauge("bulkhead_kernel_equals_git", text, (), {(): float(now.kernel_equals_git)})
+    text = "When the kernel was last compared with what git says."
+    yield _gauge("bulkhead_kernel_compared_timestamp_seconds", text, (), {(): now.looked})
+    text = "1 for a workload that an operator has isolated."
+    isolated = {(name,): 1.0 for name in now.isolated}
+    yield _gauge("bulkhead_workload_isolated", text, ("workload",), isolated)
 
 
 def _counter(name: str, text: str, labels: Labels, series: Mapping[K, float]) -> Metric:

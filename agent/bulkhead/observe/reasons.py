@@ -34,6 +34,10 @@ REASONS: Final[dict[DropReason, Reason]] = {
         "two workloads select the process with equal right, and a tie matches nothing",
         "`bulkhead workloads` names them: make one selector more specific",
     ),
+    DropReason.QUARANTINE: Reason(
+        "an operator has isolated the workload at one of the ends",
+        "`bulkhead status` says which, since when and why; `bulkhead release` ends it",
+    ),
     DropReason.NO_POLICY: Reason(
         "no policy has been switched into the kernel",
         "`bulkhead status` says why the last commit was not loaded",

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bulkhead.control.peers import Peer
 from bulkhead.control.server import Server
 
 Json = dict[str, Any]
+CHANGES = ("reload", "quarantine", "release", "rollback")
 
 
 class FakeAgent:
@@ -29,6 +31,10 @@ class FakeAgent:
 
         return handle
 
+    def change_handler(self, op: str) -> Callable[[Json, Peer], Any]:
+        handle = self.handler(op)
+        return lambda args, _: handle(args)
+
     async def watch(self, args: Json) -> AsyncGenerator[Any, None]:
         self.asked.append(("watch", args))
         for one in self.watched:
@@ -38,8 +44,8 @@ class FakeAgent:
     def running(self, run_dir: Path) -> Iterator[None]:
         """Serves from a thread of its own."""
         loop, stop, started = asyncio.new_event_loop(), asyncio.Event(), threading.Event()
-        handlers = {op: self.handler(op) for op in self.answers if op != "reload"}
-        changes = {op: self.handler(op) for op in self.answers if op == "reload"}
+        handlers = {op: self.handler(op) for op in self.answers if op not in CHANGES}
+        changes = {op: self.change_handler(op) for op in self.answers if op in CHANGES}
 
         async def main() -> None:
             async with Server(run_dir / "control.sock", handlers, changes, {"watch": self.watch}):

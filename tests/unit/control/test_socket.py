@@ -29,6 +29,10 @@ async def echo(args: dict[str, Any]) -> dict[str, Any]:
     return args
 
 
+async def change(args: dict[str, Any], peer: Peer) -> dict[str, Any]:
+    return {**args, "uid": peer.uid}
+
+
 async def refuse(args: dict[str, Any]) -> dict[str, Any]:
     raise UsageError("no such `thing`")
 
@@ -62,7 +66,7 @@ def serving(
 ) -> Iterator[None]:
     """A server in a thread of its own."""
     streams = {"count": count, "endless": endless or Endless(), "sour": sour}
-    server = Server(path, {"echo": echo, "refuse": refuse, "fail": fail}, {"change": echo}, streams, idle_timeout_s)
+    server = Server(path, {"echo": echo, "refuse": refuse, "fail": fail}, {"change": change}, streams, idle_timeout_s)
     started, loop = threading.Event(), asyncio.new_event_loop()
     stop = asyncio.Event()
 
@@ -112,7 +116,7 @@ def talk(path: Path, sent: bytes) -> list[dict[str, Any]]:
 def test_an_answer_comes_back(path: Path) -> None:
     with serving(path):
         assert client.call(path, "echo", {"a": [1, "ü"]}) == {"a": [1, "ü"]}
-        assert client.call(path, "change") == {}
+        assert client.call(path, "change") == {"uid": os.getuid()}
 
 
 def test_a_large_answer_comes_back_whole(path: Path) -> None:

@@ -32,11 +32,18 @@ FULL = Measurements(
     generation=7,
     last_load_success=123.0,
     last_load_ok=True,
+    refused={"BH1101": 2},
+    source_up=True,
+    source_last_success=122.0,
     modes={"shop/web": "enforce", "host": "observe"},
     exceptions=(ExceptionExpiry("shop/debug", "dba", 1783000000.0),),
     maps=(MapFill("policy", 10, 100),),
     attested_cgroups=12,
     control_packets={"arp": 9},
+    drifts={("hook", "repaired"): 3},
+    kernel_equals_git=True,
+    looked=124.0,
+    isolated=("shop/web",),
 )
 
 
@@ -69,6 +76,9 @@ def test_every_measurement_is_exported_under_its_name_and_labels() -> None:
         ("bulkhead_policy_revision_info", (("generation", "7"), ("sha", "3f2c1ab"))): 1.0,
         ("bulkhead_policy_last_load_success_timestamp_seconds", ()): 123.0,
         ("bulkhead_policy_last_load_ok", ()): 1.0,
+        ("bulkhead_policy_refused_total", (("code", "BH1101"),)): 2.0,
+        ("bulkhead_policy_source_up", ()): 1.0,
+        ("bulkhead_policy_source_last_success_timestamp_seconds", ()): 122.0,
         ("bulkhead_exception_expiry_timestamp_seconds", (("exception", "shop/debug"), ("owner", "dba"))): 1783000000.0,
         ("bulkhead_workload_mode", (("mode", "enforce"), ("workload", "shop/web"))): 1.0,
         ("bulkhead_workload_mode", (("mode", "observe"), ("workload", "host"))): 1.0,
@@ -76,6 +86,10 @@ def test_every_measurement_is_exported_under_its_name_and_labels() -> None:
         ("bulkhead_map_entries", (("map", "policy"),)): 10.0,
         ("bulkhead_map_max_entries", (("map", "policy"),)): 100.0,
         ("bulkhead_control_packets_total", (("kind", "arp"),)): 9.0,
+        ("bulkhead_drift_total", (("kind", "hook"), ("outcome", "repaired"))): 3.0,
+        ("bulkhead_kernel_equals_git", ()): 1.0,
+        ("bulkhead_kernel_compared_timestamp_seconds", ()): 124.0,
+        ("bulkhead_workload_isolated", (("workload", "shop/web"),)): 1.0,
     }
 
 

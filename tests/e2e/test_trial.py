@@ -1,0 +1,236 @@
+"""Nobody is locked out: a policy that is only tried goes away by itself, with the agent alive or dead."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bulkhead.control import client
+from bulkhead.errors import BulkheadError
+from lab.host import PYTHON, Host, joined
+from lab.policies import policy, repository
+from lab.sshd import Sshd
+
+FAR4, NEAR4 = "10.77.0.2", "10.77.0.1"
+WORKLOADS = {
+    "sshd": "{match: {cgroup: /ssh}, mode: enforce}",
+    "api": "{match: {cgroup: /api}, mode: enforce}",
+    "db": "{match: {cgroup: /db}, mode: enforce}",
+}
+ADMINS = {"admins": "{cidr: [10.77.0.2/32]}"}
+
+
+def rules(*written: str) -> dict[str, str]:
+    return {"bulkhead.yaml": repository(), "t.yaml": policy(*written, workloads=WORKLOADS, externals=ADMINS)}
+
+
+@pytest.fixture
+def lab() -> Iterator[tuple[Host, Host, Sshd]]:
+    """A host with a real sshd that its administrator at the other end of the wire may reach, and that enforces so."""
+    with Host("near") as near, Host("far") as far, joined(near, far):
+        near.commit(rules("admins -> sshd 22", "api -> db 5432"))
+        near.start_agent()
+        with Sshd(near, "ssh", NEAR4) as sshd:
+            yield near, far, sshd
+
+
+def branch(host: Host, name: str, *written: str) -> str:
+    """Commit rules on a branch that is not enforced: in a clone, for what is checked out here is what is enforced."""
+    clone = host.directory / f"clone-{name}"
+    subprocess.run(["git", "clone", "-q", str(host.repository), str(clone)], check=True)
+    for path, text in rules(*written).items():
+        (clone / path).write_text(text)
+    git = ["git", "-C", str(clone), "-c", "user.name=lab", "-c", "user.email=lab@example.org"]
+    subprocess.run([*git, "commit", "-q", "-am", name], check=True)
+    subprocess.run([*git, "push", "-q", "origin", f"HEAD:{name}"], check=True)
+    return subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def bulkhead(host: Host, *arguments: str) -> str:
+    """A command line for the administrator's shell, with its exit code at the end."""
+    return f"{PYTHON} -m bulkhead.cli.main {' '.join(arguments)} --run-dir {host.run_dir} 2>&1; echo exit $?"
+
+
+def commit_of(host: Host) -> str:
+    return str(host.call("status")["commit"])
+
+
+@pytest.mark.parametrize("agent_dies", [False, True])
+def test_an_administrator_who_locks_himself_out_gets_back_in(lab, agent_dies: bool) -> None:
+    near, far, sshd = lab
+    before = commit_of(near)
+    branch(near, "bad", "api -> db 5432")
+    with sshd.login(far) as session:
+        assert session.run("echo here") == "here"
+        session.send(bulkhead(near, "try", "bad", "--timeout", "10s"))
+        began = time.monotonic()
+        assert session.is_cut(within_s=5), "the connection of the one who tries is judged by the tried policy too"
+    assert not sshd.can_login(far, timeout_s=2)
+    if agent_dies:
+        near.stop_agent(9)
+    while not sshd.can_login(far, timeout_s=1):
+        assert time.monotonic() - began < 20, near.log()
+    assert time.monotonic() - began > 9
+    if agent_dies:
+        near.start_agent()
+    assert commit_of(near) == before
+
+
+def test_a_confirmed_policy_stays_and_so_does_an_old_one_not(lab, puppets) -> None:
+    near, far, sshd = lab
+    good = branch(near, "good", "admins -> sshd 22")
+    api, db = puppets(near, "api"), puppets(near, "db")
+    db.serve_tcp("0.0.0.0", 5432)
+    assert api.tcp("127.0.0.1", 5432) == "ok"
+    with sshd.login(far) as first:
+        assert first.run(bulkhead(near, "try", "good", "--timeout", "30s")).endswith("exit 0")
+        assert api.tcp("127.0.0.1", 5432) == "EPERM"
+        refused = first.run(bulkhead(near, "confirm"))
+        assert "older than the trial" in refused
+        assert refused.endswith("exit 3")
+        trick = first.run(f"setsid -w sh -c '{bulkhead(near, 'confirm')}'")
+        assert "older than the trial" in trick
+        with sshd.login(far) as second:
+            assert second.run(bulkhead(near, "confirm")).endswith("exit 0")
+    status = near.call("status")
+    assert (status["commit"], status["trial"]) == (good, None)
+    near.stop_agent()
+    near.start_agent()
+    assert commit_of(near) == good
+    assert api.tcp("127.0.0.1", 5432) == "EPERM"
+
+
+def test_a_login_from_the_machine_itself_does_not_confirm(lab) -> None:
+    near, far, sshd = lab
+    branch(near, "good", "admins -> sshd 22", "sshd -> sshd 22", "host -> sshd 22")
+    near.bulkhead("try", "good", "--timeout", "30s")
+    with sshd.login(near) as inside:
+        assert "from this machine itself" in inside.run(bulkhead(near, "confirm"))
+    near.bulkhead("revert")
+    assert near.call("status")["trial"] is None
+    assert sshd.can_login(far, timeout_s=5)
+
+
+def test_a_trial_reverts_in_the_kernel_on_time_with_the_agent_dead(lab, puppets) -> None:
+    near, _, _ = lab
+    branch(near, "closed", "admins -> sshd 22")
+    api, db = puppets(near, "api"), puppets(near, "db")
+    db.serve_tcp("0.0.0.0", 5432)
+    near.bulkhead("try", "closed", "--timeout", "10s")
+    began = time.monotonic()
+    near.stop_agent(9)
+    assert api.tcp("127.0.0.1", 5432) == "EPERM"
+    while api.tcp("127.0.0.1", 5432) != "ok":
+        assert time.monotonic() - began < 12
+    assert 9 < time.monotonic() - began < 12
+
+
+def test_what_a_trial_opened_is_closed_when_it_lapses_with_the_agent_dead(lab, puppets) -> None:
+    """An open conversation that only the tried policy allows ends with it, though its verdict is cached."""
+    near, _, _ = lab
+    branch(near, "open", "admins -> sshd 22", "api -> db 5432", "api -> db 5433")
+    api, db = puppets(near, "api"), puppets(near, "db")
+    db.serve_tcp("0.0.0.0", 5433)
+    near.bulkhead("try", "open", "--timeout", "10s")
+    began = time.monotonic()
+    assert api.hold("c", "127.0.0.1", 5433) == "ok"
+    near.stop_agent(9)
+    while api.use("c") == "ok":
+        assert time.monotonic() - began < 12
+    assert 9 < time.monotonic() - began < 12
+
+
+def test_control_groups_made_during_a_trial_are_known_when_it_has_lapsed(lab, puppets) -> None:
+    near, _, _ = lab
+    branch(near, "closed", "admins -> sshd 22")
+    db = puppets(near, "db")
+    db.serve_tcp("0.0.0.0", 5432)
+    near.bulkhead("try", "closed", "--timeout", "10s")
+    api = puppets(near, "api/worker-1")
+    began = time.monotonic()
+    near.stop_agent(9)
+    while api.tcp("127.0.0.1", 5432) != "ok":
+        assert time.monotonic() - began < 13
+
+
+def test_an_agent_that_starts_during_a_trial_goes_back_at_once(lab) -> None:
+    near, _, _ = lab
+    before = commit_of(near)
+    branch(near, "closed", "admins -> sshd 22")
+    near.bulkhead("try", "closed", "--timeout", "600s")
+    near.stop_agent(9)
+    near.start_agent()
+    status = near.call("status")
+    assert (status["commit"], status["trial"]) == (before, None)
+
+
+def test_commits_made_during_a_trial_wait_for_its_end(lab) -> None:
+    near, _, _ = lab
+    branch(near, "closed", "admins -> sshd 22")
+    near.bulkhead("try", "closed", "--timeout", "60s")
+    latest = near.commit(rules("admins -> sshd 22", "api -> db 5434"), "meanwhile")
+    tried = near.call("status")
+    assert tried["trial"]["commit"] == tried["commit"] != latest
+    near.bulkhead("revert")
+    assert near.wait_for_commit(latest)["commit"] == latest
+
+
+def test_a_quarantine_during_a_trial_outlives_its_end(lab, puppets) -> None:
+    near, _, _ = lab
+    branch(near, "closed", "admins -> sshd 22")
+    api, db = puppets(near, "api"), puppets(near, "db")
+    db.serve_tcp("0.0.0.0", 5432)
+    near.bulkhead("try", "closed", "--timeout", "600s")
+    near.bulkhead("quarantine", "api", "--reason", "drill")
+    near.bulkhead("revert")
+    assert api.tcp("127.0.0.1", 5432) == "EPERM"
+    near.bulkhead("release", "api")
+    assert api.tcp("127.0.0.1", 5432) == "ok"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("try", "nothing", "--timeout", "60s"), "`nothing` names no commit"),
+        (("try", "main", "--timeout", "5s"), "a trial lasts 10 to 3600 seconds"),
+        (("try", "main", "--timeout", "86400s"), "a trial lasts 10 to 3600 seconds"),
+        (("confirm",), "no policy is being tried"),
+        (("revert",), "no policy is being tried"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_and_changes_nothing(lab, arguments, complaint: str) -> None:
+    near, _, _ = lab
+    before = commit_of(near)
+    done = near.bulkhead(*arguments, check=False)
+    assert done.returncode in (2, 3)
+    assert complaint in done.stderr
+    assert commit_of(near) == before
+
+
+def test_a_broken_policy_is_not_even_tried(lab) -> None:
+    near, _, _ = lab
+    branch(near, "broken", "api -> nobody 22")
+    done = near.bulkhead("try", "broken", check=False)
+    assert done.returncode == 2
+    assert "nobody" in done.stderr
+    assert near.call("status")["trial"] is None
+
+
+def test_only_one_trial_runs_at_a_time(lab) -> None:
+    near, _, _ = lab
+    branch(near, "closed", "admins -> sshd 22")
+    near.bulkhead("try", "closed", "--timeout", "60s")
+    with pytest.raises(BulkheadError, match="a policy is being tried"):
+        client.call(near.run_dir / "control.sock", "try", {"revision": "main", "seconds": 60})
+
+
+@pytest.fixture(autouse=True)
+def needs_sshd() -> None:
+    if shutil.which("sshd", path="/usr/sbin:/usr/bin") is None:
+        pytest.fail("openssh-server is not installed: run tools/setup.sh")
+    assert Path("/run").is_dir()
