@@ -16,7 +16,7 @@
 #define BULKHEAD_ABI_H
 
 enum abi {
-    ABI_LAYOUT = 1, /* layout number of everything that is pinned; raised when a struct changes incompatibly */
+    ABI_LAYOUT = 2, /* layout number of everything that is pinned; raised when a struct changes incompatibly */
 };
 
 /* Capacity of the fixed-size maps. A policy that does not fit is refused as a whole before anything is written. */
@@ -30,6 +30,8 @@ enum capacity {
     CAPACITY_FRAGMENTS = 16384,  /* fragmented datagrams in flight */
     CAPACITY_ECHOES = 16384,     /* echo requests waiting for their reply */
     CAPACITY_QUARANTINED = 1024, /* identities isolated at once */
+    CAPACITY_QUESTIONS = 16384,  /* DNS questions waiting for their answer */
+    CAPACITY_LEARNED = 32768,    /* addresses that workloads have been told a name has */
 };
 
 /* The endpoint's view: egress leaves a local endpoint, ingress arrives at one. */
@@ -59,6 +61,7 @@ enum identity {
     IDENTITY_HOST = 1,           /* this machine: its kernel, and attested processes that no workload selects */
     IDENTITY_AMBIGUOUS = 2,      /* two workloads select it with equal right; matches nothing */
     IDENTITY_WORLD = 3,          /* an address outside this machine that no external names */
+    IDENTITY_WITHHELD = 4,       /* a workload that is not as its policy requires (posture); matches nothing */
     IDENTITY_RESERVED_MAX = 255,
 };
 
@@ -85,7 +88,8 @@ enum drop_reason {
     DROP_REASON_LOOPBACK_BYPASS = 19,  /* arrived on lo without having been judged when it left */
     DROP_REASON_NEIGHBOUR = 20,        /* neighbour discovery from off-link or behind extension headers */
     DROP_REASON_QUARANTINE = 21,       /* an operator has isolated the workload at one of the ends */
-    DROP_REASON_MAX = 22,
+    DROP_REASON_POSTURE = 22,          /* a workload at one of the ends is not as its policy requires */
+    DROP_REASON_MAX = 23,
 };
 
 /* Packets that no socket owns and that a host cannot live without: passed under a name, counted, rate limited. */
@@ -99,6 +103,21 @@ enum control_kind {
     CONTROL_KIND_GROUP = 6,          /* IGMP and MLD membership of this machine */
     CONTROL_KIND_DHCP = 7,           /* client to server, and the server's answer */
     CONTROL_KIND_MAX = 8,
+};
+
+/* What became of the answer to a question about a name that policy knows. The answer itself passes in any case. */
+enum dns_outcome {
+    DNS_OUTCOME_LEARNED = 0,   /* addresses were learned */
+    DNS_OUTCOME_EMPTY = 1,     /* an error, or no address of the kind that was asked for */
+    DNS_OUTCOME_UNASKED = 2,   /* this socket has not asked this server, or not with this id, or too long ago */
+    DNS_OUTCOME_OTHER = 3,     /* not one question, or another than the one that was asked */
+    DNS_OUTCOME_TRUNCATED = 4, /* the server says that there is more, over TCP */
+    DNS_OUTCOME_TOO_LONG = 5,  /* more bytes than are read, or in fragments */
+    DNS_OUTCOME_TOO_MANY = 6,  /* more records than are read */
+    DNS_OUTCOME_MALFORMED = 7, /* names that loop, point forward or never end; lengths that contradict each other */
+    DNS_OUTCOME_FORGOTTEN = 8, /* an address found no room */
+    DNS_OUTCOME_STREAM = 9,    /* a connection to port 53 was opened: what is answered there is not read */
+    DNS_OUTCOME_MAX = 10,
 };
 
 /* What user space was not told, or what could not be remembered. Exact. */
@@ -116,6 +135,7 @@ enum control_flag {
     CONTROL_FLAG_WATCH_EXEC = 4,   /* policy selects executables: report every exec */
     CONTROL_FLAG_QUARANTINE = 8,   /* at least one identity is in `quarantined` */
     CONTROL_FLAG_TRIAL = 16,       /* this generation ends at the deadline in `trial`, and the one before it returns */
+    CONTROL_FLAG_NAMES = 32,       /* policy names DNS names: questions and answers are read */
 };
 
 /* Which attributes beside the control group decide the workload of an endpoint. */
@@ -248,9 +268,11 @@ struct sock_state {
     __u32 remote_identity;
     __u32 identity_generation; /* in which local_identity was derived */
     __u32 local_mode;       /* enum mode */
-    __u64 peer_word;        /* datagrams: hash of the last peer (47 bits), opened-by-us (1), generation (16) */
+    __u64 peer_word;        /* hash of the last peer (47 bits); datagrams: opened-by-us (1), generation (16) */
     __u64 socket_cookie;
-    __u64 reserved_hot[2];
+    __u32 remote_name;      /* name id by which the stream's peer was allowed; 0: by its address */
+    __u32 reserved_name;
+    __u64 reserved_hot;
     __u64 cgroup_id;        /* at opening */
     __u64 opened_ns;        /* CLOCK_BOOTTIME */
     __u64 exe_inode;
@@ -272,6 +294,44 @@ struct datagram_key {
 struct datagram_entry {
     __u32 generation; /* when it was displaced; the answer is judged by policy again anyway */
     __u32 reserved;
+};
+
+/*
+ * A DNS name as policy has it: on the wire, in lower case, zeroes behind its end. With `is_wildcard` it stands for all
+ * names of one more label in front.
+ */
+struct name_key {
+    __u8 name[255];
+    __u8 is_wildcard;
+};
+
+/* A DNS question that waits for its answer. */
+struct question_key {
+    __u64 socket_cookie; /* of the socket that asked */
+    __u64 peer;          /* the server, as in sock_state.peer_word; the question's id in place of the generation */
+};
+
+struct question_entry {
+    __u64 name_hash;      /* of the name in lower case, keyed */
+    __u32 name_id;
+    __u32 local_identity; /* who asked */
+    __u32 asked_s;        /* seconds since boot */
+    __u16 kind;           /* of record: A or AAAA */
+    __u16 reserved;
+};
+
+/* An address that a workload was told. IPv4 as ::ffff:a.b.c.d. */
+struct learned_key {
+    __u32 local_identity;
+    __u8 address[16];
+};
+
+/*
+ * The names that it bears: name id << 32 | until when, in seconds since boot. 0: free. In one word each, so that a
+ * reader never sees one name with another's time.
+ */
+struct learned_entry {
+    __u64 names[4];
 };
 
 struct fragment_key {

@@ -109,8 +109,11 @@ static INLINE int cgroup_refuses(struct bpf_sock_addr *ctx, struct packet *p)
         return 0;
     int loopback = packet_is_loopback(p->family, p->destination);
     if (!loopback) {
-        policy_judge(&j, &c, st->local_identity, st->local_mode, DIRECTION_EGRESS,
-                     policy_class(&c, p->family, p->destination), p->protocol, p->destination_port);
+        u32 name = 0;
+        u32 remote = policy_remote(&c, st->local_identity, p->family, p->destination, DIRECTION_EGRESS, p->protocol,
+                                   p->destination_port, &name);
+        policy_judge(&j, &c, st->local_identity, st->local_mode, DIRECTION_EGRESS, remote, p->protocol,
+                     p->destination_port);
         if (j.verdict != VERDICT_DENY)
             return 0;
     }

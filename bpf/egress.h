@@ -66,6 +66,7 @@ static INLINE int egress_tcp_control(struct outcome *o, const struct control *c,
             /* it may have been connected before: nothing of that conversation is to be cloned into the accepted one */
             st->flags &= ~(SOCK_FLAG_OPENED | SOCK_FLAG_STREAM);
             st->verdict = VERDICT_NONE;
+            st->remote_name = 0;
             st->generation = 0;
             return 0;
         }
@@ -78,6 +79,7 @@ static INLINE int egress_tcp_control(struct outcome *o, const struct control *c,
     if ((p->tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_ACK)) == TCP_FLAG_SYN) {
         st->flags |= SOCK_FLAG_OPENED;
         st->verdict = VERDICT_NONE;
+        st->remote_name = 0;
         st->generation = 0;
     }
     return 0;
@@ -164,20 +166,29 @@ static INLINE void egress_owned(struct __sk_buff *skb, struct outcome *o, const 
     /* the other end of what was allowed has closed, or waits for stray segments: nobody to judge, nor to receive it */
     if (tcp && lo && !to.found && (listens || st->verdict == VERDICT_ALLOW || st->verdict == VERDICT_WOULD_DENY))
         return;
+    if (udp || (tcp && c->flags & CONTROL_FLAG_NAMES))
+        peer = endpoint_peer(p->destination, p->destination_port, to.identity);
+    int known = 0;
     if (udp) {
         if (to.st)
             to.st->peer_tgid = st->tgid; /* from here on what it sends may be an answer: see cgroup.c */
-        peer = endpoint_peer(p->destination, p->destination_port, to.identity);
-        if (st->local_identity != IDENTITY_UNKNOWN && endpoint_peer_current(st, peer, c))
+        o->receiver = to.st;
+        o->peer = peer;
+        known = st->local_identity != IDENTITY_UNKNOWN && endpoint_peer_current(st, peer, c);
+        if (known && !dns_is_question(c, p))
             return;
     }
-    if (!lo)
-        to.identity = policy_class(c, p->family, p->destination);
 
     const struct judgement *reading = &s->reading;
     int refused_there = 0;
+    u32 name = 0;
 #pragma nounroll
     for (int answer = 0; answer < 2; answer++) {
+        if (!lo) {
+            name = tcp && st->peer_word == peer ? st->remote_name : 0;
+            to.identity = policy_remote(c, st->local_identity, p->family, p->destination, direction, p->protocol, port,
+                                        &name);
+        }
         int there = egress_judge(s, c, st, &to, direction, port, lo);
         if (!answer) {
             *o->j = *reading;
@@ -192,6 +203,8 @@ static INLINE void egress_owned(struct __sk_buff *skb, struct outcome *o, const 
             return;
         }
     }
+    if (known)
+        return; /* judged only to tell whether policy allows the question */
     o->kind = OUTCOME_JUDGED;
     if (listens) {
         /* counted by its SYN, unless it is dropped after all; nothing is kept in a listener */
@@ -200,8 +213,11 @@ static INLINE void egress_owned(struct __sk_buff *skb, struct outcome *o, const 
         return;
     }
     st->peer_tgid = to.tgid;
-    if (tcp)
+    if (tcp) {
+        st->remote_name = name;
+        st->peer_word = peer;
         return egress_keep_stream(o, c, st, direction, refused_there);
+    }
     if (o->j->verdict == VERDICT_DENY)
         return;
     if (udp)
@@ -273,6 +289,27 @@ static INLINE void egress_decide(struct __sk_buff *skb, struct outcome *o, const
     egress_owned(skb, o, c, s, st, state, lo);
 }
 
+/* Have a question that policy allows read, or on lo the answer to one. Returns when there is nothing to read. */
+static INLINE void egress_dns(struct __sk_buff *skb, const struct outcome *o, const struct control *c,
+                              const struct packet *p, const struct sock_state *st, int lo)
+{
+    if (!(c->flags & CONTROL_FLAG_NAMES) || !st)
+        return;
+    if (p->destination_port == bpf_htons(DNS_PORT)) {
+        if (o->j->verdict != VERDICT_ALLOW)
+            return;
+        if (p->protocol == IPPROTO_TCP && p->tcp_flags & TCP_FLAG_SYN)
+            dns_count(DNS_OUTCOME_STREAM);
+        if (p->protocol != IPPROTO_UDP)
+            return;
+        dns_hand(skb, p, st, o->peer, DIRECTION_EGRESS);
+        stages.call(skb, STAGE_DNS_QUESTION);
+    } else if (lo && o->receiver && dns_is_answer(p)) {
+        dns_hand(skb, p, o->receiver, endpoint_peer(p->source, p->source_port, st->local_identity), DIRECTION_EGRESS);
+        stages.call(skb, STAGE_DNS_ANSWER);
+    }
+}
+
 /* `sk` is what sent the packet; 0: no socket did. */
 static INLINE int egress_full(struct __sk_buff *skb, struct bpf_sock *sk)
 {
@@ -306,9 +343,12 @@ static INLINE int egress_full(struct __sk_buff *skb, struct bpf_sock *sk)
     int action = verdict_settle(skb, c, &s->packet, &o);
     if (s->packet.first_fragment)
         verdict_first_fragment(s, DIRECTION_EGRESS, action);
-    if (lo && action == PASS)
+    if (action != PASS)
+        return DROP;
+    if (lo)
         skb->tc_index = LOOPBACK_JUDGED;
-    return action;
+    egress_dns(skb, &o, c, &s->packet, st, lo);
+    return PASS;
 }
 
 /* A conversation that policy has refused since: nothing leaves but the reset that tells the peer. */

@@ -12,7 +12,6 @@
 static INLINE void ingress_judge(struct outcome *o, const struct control *c, struct scratch *s, struct endpoint *to)
 {
     const struct packet *p = &s->packet;
-    u32 class = policy_class(c, p->family, p->source);
     int udp = to->st && p->protocol != IPPROTO_TCP;
     struct judgement *reading = &s->reading;
     u8 direction = DIRECTION_INGRESS;
@@ -22,7 +21,9 @@ static INLINE void ingress_judge(struct outcome *o, const struct control *c, str
     o->st = to->st;
 #pragma nounroll
     for (int answer = 0; answer < 2; answer++) {
-        policy_judge(reading, c, to->identity, to->mode, direction, class, p->protocol, port);
+        u32 name = 0;
+        u32 remote = policy_remote(c, to->identity, p->family, p->source, direction, p->protocol, port, &name);
+        policy_judge(reading, c, to->identity, to->mode, direction, remote, p->protocol, port);
         if (!answer) {
             *o->j = *reading;
             if (reading->verdict == VERDICT_ALLOW || !udp || !endpoint_peer_opened(to->st, peer))
@@ -55,6 +56,7 @@ static INLINE int ingress_transport(struct __sk_buff *skb, struct outcome *o, co
     }
     if (tcp)
         return 0;
+    o->receiver = to->st;
     if (to->identity == IDENTITY_HOST && packet_is_dhcp(p, DIRECTION_INGRESS)) {
         verdict_control(o, CONTROL_KIND_DHCP);
         return 1;
@@ -220,6 +222,11 @@ static INLINE int ingress_full(struct __sk_buff *skb)
     int action = verdict_settle(skb, c, &s->packet, &o);
     if (s->packet.first_fragment)
         verdict_first_fragment(s, DIRECTION_INGRESS, action);
+    if (action == PASS && c->flags & CONTROL_FLAG_NAMES && o.receiver && dns_is_answer(&s->packet)) {
+        const struct packet *p = &s->packet;
+        dns_hand(skb, p, o.receiver, endpoint_peer(p->source, p->source_port, 0), DIRECTION_INGRESS);
+        stages.call(skb, STAGE_DNS_ANSWER);
+    }
     return action;
 }
 

@@ -49,12 +49,17 @@ BPF_F_TABLE("lpm_trie", struct address_key6, u32, classes6_inner, 1, NO_PREALLOC
 BPF_F_TABLE("hash", u64, struct cgroup_entry, cgroups_inner, 1, NO_PREALLOC);
 BPF_F_TABLE("hash", struct subject_member, u32, members_inner, 1, NO_PREALLOC);
 BPF_F_TABLE("hash", struct subject_key, struct subject_entry, subjects_inner, 1, NO_PREALLOC);
+BPF_F_TABLE("hash", struct name_key, u32, names_inner, 1, NO_PREALLOC);
+BPF_F_TABLE("hash", u32, u32, named_inner, 1, NO_PREALLOC);
 BPF_F_TABLE(PINNED("array_of_maps$policy_inner", "policy"), int, int, policy_slots, 2, 0);
 BPF_F_TABLE(PINNED("array_of_maps$classes4_inner", "classes4"), int, int, classes4_slots, 2, 0);
 BPF_F_TABLE(PINNED("array_of_maps$classes6_inner", "classes6"), int, int, classes6_slots, 2, 0);
 BPF_F_TABLE(PINNED("array_of_maps$cgroups_inner", "cgroups"), int, int, cgroups_slots, 2, 0);
 BPF_F_TABLE(PINNED("array_of_maps$members_inner", "members"), int, int, members_slots, 2, 0);
 BPF_F_TABLE(PINNED("array_of_maps$subjects_inner", "subjects"), int, int, subjects_slots, 2, 0);
+/* DNS: from a name to its id, which is the same in every generation, and from the id to the class it has in this one. */
+BPF_F_TABLE(PINNED("array_of_maps$names_inner", "names"), int, int, names_slots, 2, 0);
+BPF_F_TABLE(PINNED("array_of_maps$named_inner", "named"), int, int, named_slots, 2, 0);
 
 /* Identities that an operator has isolated, with when (boot clock, seconds). Outside generations: it survives them. */
 BPF_F_TABLE(PINNED("hash", "quarantined"), u32, u32, quarantined, CAPACITY_QUARANTINED, NO_PREALLOC);
@@ -66,20 +71,28 @@ BPF_F_TABLE(PINNED("hash", "executables"), struct executable_key, u32, executabl
 BPF_F_TABLE(PINNED("lru_hash", "datagrams"), struct datagram_key, struct datagram_entry, datagrams, CAPACITY_DATAGRAMS, 0);
 BPF_F_TABLE(PINNED("lru_hash", "fragments"), struct fragment_key, struct fragment_entry, fragments, CAPACITY_FRAGMENTS, 0);
 BPF_F_TABLE(PINNED("lru_hash", "echoes"), struct echo_key, u32, echoes, CAPACITY_ECHOES, 0);
+BPF_F_TABLE(PINNED("lru_hash", "questions"), struct question_key, struct question_entry, questions, CAPACITY_QUESTIONS, 0);
+BPF_F_TABLE(PINNED("lru_hash", "learned"), struct learned_key, struct learned_entry, learned, CAPACITY_LEARNED, 0);
 
 /* Accounting. Index of `refusals`: reason * 4 + direction * 2 + (1 when only would-deny). */
 BPF_F_TABLE(PINNED("percpu_array", "refusals"), u32, u64, refusals, DROP_REASON_MAX * 4, 0);
 BPF_F_TABLE(PINNED("percpu_hash", "edges"), struct edge_key, u64, edges, CAPACITY_EDGES, NO_PREALLOC);
 BPF_F_TABLE(PINNED("percpu_array", "hits"), u32, u64, hits, CAPACITY_HIT_SLOTS, 0);
 BPF_F_TABLE(PINNED("percpu_array", "losses"), u32, u64, losses, LOSS_MAX, 0);
+BPF_F_TABLE(PINNED("percpu_array", "dns_answers"), u32, u64, dns_answers, DNS_OUTCOME_MAX, 0);
 BPF_F_TABLE(PINNED("percpu_array", "buckets"), u32, struct bucket, buckets, CONTROL_KIND_MAX + 1, 0);
 
-/* The second stage of each direction, reached by a tail call: one copy for all kinds of devices. */
+/* Reached by tail calls: the second stage of each direction, one copy for all kinds of devices, and what reads DNS. */
 enum stage {
     STAGE_EGRESS = 0,
     STAGE_INGRESS = 1,
+    STAGE_DNS_QUESTION = 2,
+    STAGE_DNS_ANSWER = 3,
+    STAGE_DNS_RECORD = 4,
+    STAGE_DNS_LEARN = 5,
+    STAGE_MAX = 6,
 };
-BPF_F_TABLE(PINNED("prog", "stages"), u32, u32, stages, 2, 0);
+BPF_F_TABLE(PINNED("prog", "stages"), u32, u32, stages, STAGE_MAX, 0);
 
 PINNED_RINGBUF(verdict_events, "verdict_events", 256);
 PINNED_RINGBUF(lifecycle_events, "lifecycle_events", 64);
@@ -129,6 +142,20 @@ static INLINE u32 *slot_members(u32 generation, struct subject_member *key)
     int slot = generation & 1;
     void *inner = members_slots.lookup(&slot);
     return inner ? bpf_map_lookup_elem_((uintptr_t)inner, key) : 0;
+}
+
+static INLINE u32 *slot_names(u32 generation, struct name_key *key)
+{
+    int slot = generation & 1;
+    void *inner = names_slots.lookup(&slot);
+    return inner ? bpf_map_lookup_elem_((uintptr_t)inner, key) : 0;
+}
+
+static INLINE u32 *slot_named(u32 generation, u32 *name_id)
+{
+    int slot = generation & 1;
+    void *inner = named_slots.lookup(&slot);
+    return inner ? bpf_map_lookup_elem_((uintptr_t)inner, name_id) : 0;
 }
 
 static INLINE struct subject_entry *slot_subjects(u32 generation, struct subject_key *key)

@@ -6,6 +6,7 @@
 #define BULKHEAD_POLICY_H
 
 #define POLICY_EXACT_BITS 80
+#define LEARNED_NAMES 4 /* a power of two; of learned_entry.names */
 
 static INLINE u32 policy_class4(const struct control *c, __be32 address)
 {
@@ -26,6 +27,54 @@ static INLINE u32 policy_class6(const struct control *c, const __be32 *address)
 static INLINE u32 policy_class(const struct control *c, u8 family, const __be32 *address)
 {
     return family == AF_INET ? policy_class4(c, address[3]) : policy_class6(c, address);
+}
+
+/* Does policy allow `remote`, now? As policy_judge() would find, without saying why not. */
+static INLINE int policy_allows(const struct control *c, struct policy_key *key, u32 remote)
+{
+    key->remote_identity = remote;
+    struct policy_entry *e = slot_policy(c->generation, key);
+    return e && (!e->deadline_s || account_boot_seconds() < e->deadline_s);
+}
+
+/*
+ * Who an address outside this machine is to `local`: the first of the names it was told for it under which policy
+ * allows the conversation, else the class of the address itself. `held` is the name id by which a stream was allowed
+ * before, which outlives the name's time to live; what is found is left there, 0 for none.
+ */
+static INLINE u32 policy_remote(const struct control *c, u32 local, u8 family, const __be32 *address, u8 direction,
+                                u8 protocol, __be16 port, u32 *held)
+{
+    struct learned_key known = {.local_identity = local};
+    struct policy_key key = {
+        .prefix_bits = POLICY_EXACT_BITS + 16,
+        .local_identity = local,
+        .direction = direction,
+        .protocol = protocol,
+        .port = port,
+    };
+    u32 id = *held;
+
+    *held = 0;
+    if (!(c->flags & CONTROL_FLAG_NAMES))
+        return policy_class(c, family, address);
+    __builtin_memcpy(known.address, address, 16);
+    struct learned_entry *found = learned.lookup(&known);
+#pragma nounroll
+    for (u32 at = 0; at <= LEARNED_NAMES; at++) {
+        if (at) {
+            if (!found)
+                break;
+            u64 word = *(volatile u64 *)&found->names[(at - 1) & (LEARNED_NAMES - 1)];
+            id = (u32)word > account_boot_seconds() ? word >> 32 : 0;
+        }
+        u32 *class = id ? slot_named(c->generation, &id) : 0;
+        if (class && policy_allows(c, &key, *class)) {
+            *held = id;
+            return *class;
+        }
+    }
+    return policy_class(c, family, address);
 }
 
 static INLINE void policy_refuse(struct judgement *j, u8 reason, u32 mode)
@@ -59,6 +108,8 @@ static INLINE void policy_judge(struct judgement *j, const struct control *c, u3
         return policy_refuse(j, DROP_REASON_UNATTESTED, mode);
     if (local == IDENTITY_AMBIGUOUS)
         return policy_refuse(j, DROP_REASON_AMBIGUOUS, mode);
+    if (local == IDENTITY_WITHHELD || remote == IDENTITY_WITHHELD)
+        return policy_refuse(j, DROP_REASON_POSTURE, mode);
     if (remote == IDENTITY_UNKNOWN || remote == IDENTITY_AMBIGUOUS)
         return policy_refuse(j, DROP_REASON_POLICY, mode);
     struct policy_entry *e = slot_policy(c->generation, &key);

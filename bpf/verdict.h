@@ -32,6 +32,8 @@ enum outcome_kind {
 struct outcome {
     struct judgement *j;         /* in scratch: the verifier does not follow values there, and stays fast */
     const struct sock_state *st; /* of the local endpoint, for the report */
+    const struct sock_state *receiver; /* of a datagram's receiving socket, where there is one */
+    u64 peer;                    /* of a datagram that leaves: its other end, as its socket knows it */
     u8 kind;
     u8 control;                  /* enum control_kind */
     u8 reason;                   /* enum drop_reason */

@@ -19,7 +19,7 @@ readonly PACKAGES=(
     # What the build and the tests run.
     make gcc libc6-dev procps iputils-ping curl nftables systemd openssh-server
     # The workloads of the end-to-end tests and the demonstration.
-    redis-server redis-tools nginx-light prometheus
+    redis-server redis-tools nginx-light prometheus dnsmasq-base
 )
 
 fail() {

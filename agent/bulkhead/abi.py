@@ -11,14 +11,14 @@ from ctypes import Array, Structure, c_char, c_uint8, c_uint16, c_uint32, c_uint
 from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING, Final
 
-LAYOUT: Final = "1080930b00cb0cbb84eaa9afa9541c381c016f58e0911256fed78ab2f2e6d28c"
+LAYOUT: Final = "74b8cc6b1fad7829da647bc8569489b5ad4d8705a77ebda61c21972c2b647d02"
 """SHA-256 of every definition, without comments: equal exactly when both sides mean the same bytes."""
 
 
 class Abi(IntEnum):
     """`enum abi`."""
 
-    LAYOUT = 1
+    LAYOUT = 2
     """layout number of everything that is pinned; raised when a struct changes incompatibly"""
 
 
@@ -43,6 +43,10 @@ class Capacity(IntEnum):
     """echo requests waiting for their reply"""
     QUARANTINED = 1024
     """identities isolated at once"""
+    QUESTIONS = 16384
+    """DNS questions waiting for their answer"""
+    LEARNED = 32768
+    """addresses that workloads have been told a name has"""
 
 
 class Direction(IntEnum):
@@ -85,6 +89,8 @@ class Identity(IntEnum):
     """two workloads select it with equal right; matches nothing"""
     WORLD = 3
     """an address outside this machine that no external names"""
+    WITHHELD = 4
+    """a workload that is not as its policy requires (posture); matches nothing"""
     RESERVED_MAX = 255
 
 
@@ -134,7 +140,9 @@ class DropReason(IntEnum):
     """neighbour discovery from off-link or behind extension headers"""
     QUARANTINE = 21
     """an operator has isolated the workload at one of the ends"""
-    MAX = 22
+    POSTURE = 22
+    """a workload at one of the ends is not as its policy requires"""
+    MAX = 23
 
 
 class ControlKind(IntEnum):
@@ -157,6 +165,32 @@ class ControlKind(IntEnum):
     DHCP = 7
     """client to server, and the server's answer"""
     MAX = 8
+
+
+class DnsOutcome(IntEnum):
+    """What became of the answer to a question about a name that policy knows. The answer itself passes in any case."""
+
+    LEARNED = 0
+    """addresses were learned"""
+    EMPTY = 1
+    """an error, or no address of the kind that was asked for"""
+    UNASKED = 2
+    """this socket has not asked this server, or not with this id, or too long ago"""
+    OTHER = 3
+    """not one question, or another than the one that was asked"""
+    TRUNCATED = 4
+    """the server says that there is more, over TCP"""
+    TOO_LONG = 5
+    """more bytes than are read, or in fragments"""
+    TOO_MANY = 6
+    """more records than are read"""
+    MALFORMED = 7
+    """names that loop, point forward or never end; lengths that contradict each other"""
+    FORGOTTEN = 8
+    """an address found no room"""
+    STREAM = 9
+    """a connection to port 53 was opened: what is answered there is not read"""
+    MAX = 10
 
 
 class Loss(IntEnum):
@@ -186,6 +220,8 @@ class ControlFlag(IntFlag):
     """at least one identity is in `quarantined`"""
     TRIAL = 16
     """this generation ends at the deadline in `trial`, and the one before it returns"""
+    NAMES = 32
+    """policy names DNS names: questions and answers are read"""
 
 
 class Need(IntFlag):
@@ -587,9 +623,12 @@ class SockState(Structure):
     local_mode: int
     """enum mode"""
     peer_word: int
-    """datagrams: hash of the last peer (47 bits), opened-by-us (1), generation (16)"""
+    """hash of the last peer (47 bits); datagrams: opened-by-us (1), generation (16)"""
     socket_cookie: int
-    reserved_hot: Array[c_uint64]
+    remote_name: int
+    """name id by which the stream's peer was allowed; 0: by its address"""
+    reserved_name: int
+    reserved_hot: int
     cgroup_id: int
     """at opening"""
     opened_ns: int
@@ -622,7 +661,9 @@ class SockState(Structure):
             local_mode: int = 0,
             peer_word: int = 0,
             socket_cookie: int = 0,
-            reserved_hot: tuple[int, ...] | Array[c_uint64] = (),
+            remote_name: int = 0,
+            reserved_name: int = 0,
+            reserved_hot: int = 0,
             cgroup_id: int = 0,
             opened_ns: int = 0,
             exe_inode: int = 0,
@@ -651,7 +692,9 @@ class SockState(Structure):
         ("local_mode", c_uint32),
         ("peer_word", c_uint64),
         ("socket_cookie", c_uint64),
-        ("reserved_hot", c_uint64 * 2),
+        ("remote_name", c_uint32),
+        ("reserved_name", c_uint32),
+        ("reserved_hot", c_uint64),
         ("cgroup_id", c_uint64),
         ("opened_ns", c_uint64),
         ("exe_inode", c_uint64),
@@ -711,6 +754,138 @@ class DatagramEntry(Structure):
         ("generation", c_uint32),
         ("reserved", c_uint32),
     )
+
+
+class NameKey(Structure):
+    """A DNS name as policy has it: on the wire, in lower case, zeroes behind its end. With `is_wildcard` it stands for
+    all names of one more label in front.
+    """
+
+    name: Array[c_uint8]
+    is_wildcard: int
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            name: tuple[int, ...] | Array[c_uint8] = (),
+            is_wildcard: int = 0,
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("name", c_uint8 * 255),
+        ("is_wildcard", c_uint8),
+    )
+
+
+class QuestionKey(Structure):
+    """A DNS question that waits for its answer."""
+
+    socket_cookie: int
+    """of the socket that asked"""
+    peer: int
+    """the server, as in sock_state.peer_word; the question's id in place of the generation"""
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            socket_cookie: int = 0,
+            peer: int = 0,
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("socket_cookie", c_uint64),
+        ("peer", c_uint64),
+    )
+
+
+class QuestionEntry(Structure):
+    """`struct question_entry`."""
+
+    name_hash: int
+    """of the name in lower case, keyed"""
+    name_id: int
+    local_identity: int
+    """who asked"""
+    asked_s: int
+    """seconds since boot"""
+    kind: int
+    """of record: A or AAAA"""
+    reserved: int
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            name_hash: int = 0,
+            name_id: int = 0,
+            local_identity: int = 0,
+            asked_s: int = 0,
+            kind: int = 0,
+            reserved: int = 0,
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("name_hash", c_uint64),
+        ("name_id", c_uint32),
+        ("local_identity", c_uint32),
+        ("asked_s", c_uint32),
+        ("kind", c_uint16),
+        ("reserved", c_uint16),
+    )
+
+
+class LearnedKey(Structure):
+    """An address that a workload was told. IPv4 as ::ffff:a.b.c.d."""
+
+    local_identity: int
+    address: Array[c_uint8]
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            local_identity: int = 0,
+            address: tuple[int, ...] | Array[c_uint8] = (),
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("local_identity", c_uint32),
+        ("address", c_uint8 * 16),
+    )
+
+
+class LearnedEntry(Structure):
+    """The names that it bears: name id << 32 | until when, in seconds since boot. 0: free. In one word each, so that a
+    reader never sees one name with another's time.
+    """
+
+    names: Array[c_uint64]
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            names: tuple[int, ...] | Array[c_uint64] = (),
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (("names", c_uint64 * 4),)
 
 
 class FragmentKey(Structure):
@@ -1054,6 +1229,11 @@ STRUCTS: Final[dict[str, type[Structure]]] = {
     "sock_state": SockState,
     "datagram_key": DatagramKey,
     "datagram_entry": DatagramEntry,
+    "name_key": NameKey,
+    "question_key": QuestionKey,
+    "question_entry": QuestionEntry,
+    "learned_key": LearnedKey,
+    "learned_entry": LearnedEntry,
     "fragment_key": FragmentKey,
     "fragment_entry": FragmentEntry,
     "echo_key": EchoKey,
@@ -1075,6 +1255,7 @@ ENUMS: Final[dict[str, type[IntEnum | IntFlag]]] = {
     "identity": Identity,
     "drop_reason": DropReason,
     "control_kind": ControlKind,
+    "dns_outcome": DnsOutcome,
     "loss": Loss,
     "control_flag": ControlFlag,
     "need": Need,

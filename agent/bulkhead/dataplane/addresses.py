@@ -78,14 +78,14 @@ def address_classes(
     return AddressClasses(_needed(prefixes), _is_world_left(prefixes, 32 if version == 4 else 128))
 
 
-def name_classes(externals: Iterable[External]) -> set[Members]:
-    """Every set of externals that some DNS name belongs to, by the names that were written."""
+def name_classes(externals: Iterable[External]) -> dict[str, Members]:
+    """Each DNS name that was written, a wildcard or not, with all externals that it belongs to."""
     owners: dict[str, set[QualifiedName]] = {}
     for external in externals:
         for name in external.fqdn:
             owners.setdefault(name, set()).add(external.qualified)
     wide = ((name, f"*.{name.partition('.')[2]}") for name in owners)
-    return {frozenset(owners[name] | owners.get(covering, set())) for name, covering in wide}
+    return {name: frozenset(owners[name] | owners.get(covering, set())) for name, covering in wide}
 
 
 def prefix_count(externals: Iterable[External], version: int) -> int:

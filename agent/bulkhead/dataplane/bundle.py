@@ -7,6 +7,7 @@
     classes
     policy      keys, then entries, as in bpf/abi.h, in the order of the keys' bytes
     addresses   keys and identities for IPv4, then for IPv6, likewise
+    names       a record table as above: DNS names with their classes
 
 The agent is root and believes nothing: every length, number and record is checked before any is used, and equal bundles
 are equal bytes. Tables stay bytes and are decoded record by record, so that a large policy costs the agent what it
@@ -29,11 +30,12 @@ from typing import Any, Final, TypeVar
 
 from bulkhead.abi import Abi, Direction, Identity
 from bulkhead.dataplane.compile import Compiled, PolicyEntry, PolicyKey, RuleInfo, WorkloadInfo
+from bulkhead.dataplane.names import DnsName, name_id, wire_key
 from bulkhead.errors import Diagnostic, Loc, PolicyError
-from bulkhead.policy.model import Match, Mode, Network, QualifiedName, RuleId
+from bulkhead.policy.model import Match, Mode, Network, QualifiedName, Requirement, RuleId
 
 MAGIC: Final = b"BULKHEAD"
-VERSION: Final = 2
+VERSION: Final = 3
 SIZE_LIMIT: Final = 128 << 20
 """Bytes of the largest bundle that is written or read."""
 
@@ -45,7 +47,7 @@ _FIXED_BITS: Final = 80
 
 _SECTIONS: Final = (
     "meta", "rules", "workloads", "classes",
-    "policy_keys", "policy_entries", "keys4", "identities4", "keys6", "identities6",
+    "policy_keys", "policy_entries", "keys4", "identities4", "keys6", "identities6", "names",
 )  # fmt: skip
 _HEADER: Final = struct.Struct(f"<8sII{len(_SECTIONS)}I32s")
 _POLICY: Final = struct.Struct("<IIIBBHI4xI4x")
@@ -161,6 +163,7 @@ class Bundle:
     _rules: RecordTable
     _workloads: RecordTable
     _classes: RecordTable
+    _names: RecordTable
 
     def rule(self, rule_id: int) -> RuleInfo | None:
         """A rule by its number."""
@@ -186,6 +189,16 @@ class Bundle:
         """The externals of an address class; None when there is no such class."""
         record = self._classes.get(identity)
         return None if record is None else _class(record)
+
+    def name(self, number: int) -> DnsName | None:
+        """A DNS name by its number."""
+        record = self._names.get(number)
+        return None if record is None else _name(record)
+
+    def names(self) -> Iterator[tuple[int, DnsName]]:
+        """All DNS names that externals list, by number."""
+        for number in self._names.numbers:
+            yield number, _name(self._names.get(number) or [])
 
     def identity_name(self, identity: int) -> str | None:
         """What to call an identity; None when the commit does not know it."""
@@ -241,6 +254,7 @@ def pack(compiled: Compiled) -> bytes:
         *_halves(_policy_records(compiled), _KEY.size, _POLICY.size),
         *_halves(_address_records(compiled.classes4, _ADDRESS4), 8, _ADDRESS4.size),
         *_halves(_address_records(compiled.classes6, _ADDRESS6), 20, _ADDRESS6.size),
+        _records((number, list(name)) for number, name in compiled.names.items()),
     ]
     body = b"".join(sections)
     if _HEADER.size + len(body) > SIZE_LIMIT:
@@ -289,7 +303,8 @@ def _workload_record(workload: WorkloadInfo) -> list[object]:
     selector = [*keys, match.everything, match.cluster, [list(label) for label in match.labels]]
     labels = [list(label) for label in workload.labels]
     spoken: list[object] = [workload.qualified, workload.spiffe_id, workload.mode.value]
-    return [*spoken, workload.local, labels, selector, _loc_record(workload.loc)]
+    posture = [[one.term, list(one.expected)] for one in workload.posture]
+    return [*spoken, workload.local, labels, selector, posture, _loc_record(workload.loc)]
 
 
 def _policy_records(compiled: Compiled) -> list[bytes]:
@@ -341,13 +356,14 @@ def read(data: bytes) -> Bundle:
     rules = RecordTable(sections["rules"], "rules")
     workloads = RecordTable(sections["workloads"], "workloads")
     classes = RecordTable(sections["classes"], "classes")
+    names = RecordTable(sections["names"], "names")
     _check_policy(sections["policy_keys"], sections["policy_entries"], rules)
     _check_addresses(sections["keys4"], sections["identities4"], 32, classes)
     _check_addresses(sections["keys6"], sections["identities6"], 128, classes)
     meta = _checked(lambda: _read_meta(_json(sections["meta"], "meta")), "meta")
-    blobs = {name: sections[name] for name in _SECTIONS[4:]}
+    blobs = {name: sections[name] for name in _SECTIONS[4:-1]}
     digest = data[_HEADER.size - 32 : _HEADER.size].hex()
-    tables = {"_rules": rules, "_workloads": workloads, "_classes": classes}
+    tables = {"_rules": rules, "_workloads": workloads, "_classes": classes, "_names": names}
     bundle = Bundle(**(meta | blobs | tables | {"digest": digest}))
     _check_records(bundle)
     return bundle
@@ -369,6 +385,7 @@ def unpack(data: bytes) -> Compiled:
         workloads=tuple(bundle.workloads()),
         rules={rule.rule_id: rule for rule in bundle.rules()},
         executables=bundle.executables,
+        names=dict(bundle.names()),
     )
 
 
@@ -407,7 +424,7 @@ def _check_policy(keys: bytes, entries: bytes, rules: RecordTable) -> None:
             raise BundleError(f"a policy entry of rule {rule_id} is malformed")
 
 
-_NOBODY: Final = frozenset({int(Identity.UNKNOWN), int(Identity.AMBIGUOUS)})
+_NOBODY: Final = frozenset(map(int, (Identity.UNKNOWN, Identity.AMBIGUOUS, Identity.WITHHELD)))
 _NEVER_LOCAL: Final = _NOBODY | {int(Identity.WORLD)}
 _WORKLOAD_MAX: Final = 0x7FFFFFFF
 _LAST_DIRECTION: Final = int(Direction.INGRESS)
@@ -441,6 +458,9 @@ def _check_records(bundle: Bundle) -> None:
         bundle.class_members(identity)
         if identity <= _WORKLOAD_MAX and identity != Identity.WORLD:
             raise BundleError(f"{identity} is not an address class")
+    for number, name in bundle.names():
+        if number != name_id(name.pattern) or name.identity not in bundle._classes:
+            raise BundleError(f"the DNS name {number} is not what its number says, or of no class")
 
 
 def _checked(build: Callable[[], T], what: str) -> T:
@@ -482,20 +502,36 @@ def _rule(rule_id: int, record: list[Any]) -> RuleInfo:
 
 def _workload(identity: int, record: list[Any]) -> WorkloadInfo:
     def build() -> WorkloadInfo:
-        name, spiffe, mode, local, labels, (*keys, everything, cluster, carried), loc = record
+        name, spiffe, mode, local, labels, (*keys, everything, cluster, carried), posture, loc = record
         pairs = _pairs(labels)
         *processes, namespace, account = map(_texts, keys)
         host, cgroup, unit, exe, user, group = processes
         of_pods = namespace, account, _pairs(carried), _text(cluster)
         match = Match(host, cgroup, unit, exe, user, group, _flag(everything), *of_pods)
         qualified, place = QualifiedName(_text(name)), _loc(loc)
-        return WorkloadInfo(identity, qualified, _text(spiffe), Mode(_text(mode)), match, pairs, place, _flag(local))
+        spoken = identity, qualified, _text(spiffe), Mode(_text(mode))
+        return WorkloadInfo(*spoken, match, pairs, place, _flag(local), _requirements(posture))
 
     return _checked(build, "workloads")
 
 
+def _requirements(value: Any) -> tuple[Requirement, ...]:
+    return tuple(Requirement(_text(term), _texts(expected)) for term, expected in value)
+
+
 def _class(record: list[Any]) -> tuple[QualifiedName, ...]:
     return _checked(lambda: tuple(map(QualifiedName, _texts(record))), "classes")
+
+
+def _name(record: list[Any]) -> DnsName:
+    def build() -> DnsName:
+        pattern, identity = record
+        if type(identity) is not int:
+            raise TypeError("not a number")
+        wire_key(_text(pattern))
+        return DnsName(pattern, identity)
+
+    return _checked(build, "names")
 
 
 def _loc(value: Any) -> Loc:

@@ -9,13 +9,14 @@ for that long.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import NamedTuple
 
 from bulkhead.abi import Direction
 from bulkhead.dataplane.addresses import Address
+from bulkhead.dataplane.names import DnsName
 from bulkhead.dataplane.never import check_nevers
 from bulkhead.dataplane.policy_tests import check_tests
 from bulkhead.dataplane.ports import PORT_BITS, PortPrefix, port_prefixes, prefix_of
@@ -24,7 +25,19 @@ from bulkhead.errors import Diagnostic, Loc, PolicyError
 from bulkhead.identity.registry import spiffe_id
 from bulkhead.identity.ties import find_ties
 from bulkhead.policy.findings import excerpt
-from bulkhead.policy.model import Match, Mode, Network, PolicySet, PortSpec, QualifiedName, Rule, RuleId, Workload
+from bulkhead.policy.lifeline import OPERATOR
+from bulkhead.policy.model import (
+    Match,
+    Mode,
+    Network,
+    PolicySet,
+    PortSpec,
+    QualifiedName,
+    Requirement,
+    Rule,
+    RuleId,
+    Workload,
+)
 
 
 class PolicyKey(NamedTuple):
@@ -82,11 +95,12 @@ class WorkloadInfo:
     loc: Loc
     local: bool
     """Whether its `host` key lets it be on this host."""
+    posture: tuple[Requirement, ...] = ()
 
     def as_workload(self) -> Workload:
         """Back in the words of the model, for the selectors."""
         policy, _, name = self.qualified.partition("/")
-        return Workload(policy, name, self.match, self.mode, self.loc, self.labels)
+        return Workload(policy, name, self.match, self.mode, self.loc, self.labels, self.posture)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +135,8 @@ class Compiled:
     """Every rule of the commit, expired ones included."""
     executables: tuple[str, ...]
     """Those that selectors of local workloads name."""
+    names: dict[int, DnsName] = field(default_factory=dict)
+    """DNS names that externals list, by number."""
 
     @property
     def sizes(self) -> Sizes:
@@ -152,7 +168,8 @@ def examine(
         resolved = resolve(policy_set, host, now, limits)
     except PolicyError as error:
         raise PolicyError(shown(policy_set, [*findings, *error.diagnostics])) from None
-    index = RuleIndex(resolved.rules)
+    # the operator's lifeline is not the repository's to forbid
+    index = RuleIndex([found for found in resolved.rules if found.rule.kind != OPERATOR])
     findings += check_nevers(resolved, index)
     findings += check_tests(resolved, index)
     findings += check_size(resolved, limits)
@@ -208,6 +225,7 @@ def compile_resolved(resolved: Resolved) -> Compiled:
         workloads=workloads,
         rules={rule.rule_id: rule_info(rule) for rule in policy_set.rules},
         executables=tuple(sorted({exe for w in workloads if w.local for exe in w.match.exe})),
+        names=dict(directory.named),
     )
 
 
@@ -222,6 +240,7 @@ def _workload_info(resolved: Resolved, workload: Workload) -> WorkloadInfo:
         workload.labels,
         workload.loc,
         identity in resolved.directory.local,
+        workload.posture,
     )
 
 

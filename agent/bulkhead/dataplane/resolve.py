@@ -12,6 +12,7 @@ from datetime import datetime
 
 from bulkhead.abi import Identity
 from bulkhead.dataplane.addresses import WORLD_MEMBERS, address_classes, name_classes, prefix_count
+from bulkhead.dataplane.names import DnsName, number_names
 from bulkhead.errors import Diagnostic, PolicyError
 from bulkhead.identity.registry import Members, assign_classes, assign_workloads
 from bulkhead.identity.selectors import can_be_on
@@ -29,6 +30,8 @@ class Limits:
     policy_entries: int = 1_000_000
     prefixes: int = 200_000
     """Of each address family."""
+    names: int = 65_536
+    """DNS names that externals list."""
     memberships: int = 5_000_000
     """Externals counted once for each prefix within them at which the set of externals changes."""
 
@@ -64,6 +67,8 @@ class Directory:
     classes: Mapping[Members, int]
     classes4: Mapping[Network, int]
     classes6: Mapping[Network, int]
+    named: Mapping[int, DnsName]
+    """DNS names that externals list, by number."""
     world: frozenset[int]
     """Every class that some address has."""
     names: Mapping[int, str]
@@ -130,9 +135,11 @@ def _directory(policy_set: PolicySet, host: str | None, limits: Limits) -> Direc
     workloads = assign_workloads(policy_set.trust_domain, policy_set.workloads)
     local = {workloads[w.qualified] for w in policy_set.workloads if can_be_on(w.match, host)}
     _refuse_too_many_prefixes(policy_set, limits)
+    _refuse_too_many_names(policy_set, limits)
     families = [address_classes(policy_set.externals, version, limits.memberships) for version in (4, 6)]
     # A DNS name is a class without prefixes: rules about it are judged, and no packet is of it until it is learned.
-    sets = {members for family in families for members in family.prefixes.values()} | name_classes(policy_set.externals)
+    sets = {members for family in families for members in family.prefixes.values()}
+    sets |= set(name_classes(policy_set.externals).values())
     locs = {external.qualified: external.loc for external in policy_set.externals}
     classes = assign_classes(sets | {WORLD_MEMBERS}, locs)
     classes4, classes6 = ({n: classes[members] for n, members in family.prefixes.items()} for family in families)
@@ -142,6 +149,7 @@ def _directory(policy_set: PolicySet, host: str | None, limits: Limits) -> Direc
         classes,
         classes4,
         classes6,
+        number_names(policy_set.externals, classes),
         frozenset(classes.values()) - (frozenset() if any(f.world_left for f in families) else {WORLD}),
         _names(workloads, classes),
         _classes_of(classes),
@@ -170,6 +178,15 @@ def _refuse_too_many_prefixes(policy_set: PolicySet, limits: Limits) -> None:
             problem = f"{count:,} IPv{version} prefixes are more than the {limits.prefixes:,} that fit"
             hint = f"the largest external is `{largest.qualified}` with {prefix_count([largest], version):,}"
             raise PolicyError([Diagnostic("BH0701", problem, largest.loc, hint=hint)])
+
+
+def _refuse_too_many_names(policy_set: PolicySet, limits: Limits) -> None:
+    count = len({name for external in policy_set.externals for name in external.fqdn})
+    if count > limits.names:
+        largest = max(policy_set.externals, key=lambda external: len(external.fqdn))
+        problem = f"{count:,} DNS names are more than the {limits.names:,} that fit"
+        hint = f"the largest external is `{largest.qualified}` with {len(largest.fqdn):,}; a wildcard is one name"
+        raise PolicyError([Diagnostic("BH0701", problem, largest.loc, hint=hint)])
 
 
 class RuleIndex:

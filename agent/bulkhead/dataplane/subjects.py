@@ -47,12 +47,16 @@ class Answers:
     identities: Mapping[QualifiedName, int]
     host_mode: Mode
     observe_only: bool = False
+    withheld: frozenset[QualifiedName] = frozenset()
+    """Workloads that are not as their posture requires: nobody, in their own mode."""
 
     def of(self, outcome: Outcome) -> Answer:
         """A workload's identity with its mode; a tie is nobody, enforced when any of its workloads is."""
         if isinstance(outcome, Identified):
             workload = outcome.workload
-            return Answer(self.identities[workload.qualified], self._mode(workload.mode))
+            is_withheld = workload.qualified in self.withheld
+            identity = Identity.WITHHELD if is_withheld else self.identities[workload.qualified]
+            return Answer(identity, self._mode(workload.mode))
         if isinstance(outcome, Ambiguous):
             modes = [self._mode(workload.mode) for workload in outcome.workloads]
             return Answer(Identity.AMBIGUOUS, max(modes))

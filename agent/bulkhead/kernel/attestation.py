@@ -7,22 +7,25 @@ attested, match nothing; the window between the event and the entry is therefore
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from bulkhead.abi import ExecutableKey as KernelKey
-from bulkhead.abi import Mode
+from bulkhead.abi import Identity, Mode
 from bulkhead.dataplane.bundle import Bundle
+from bulkhead.dataplane.compile import WorkloadInfo
 from bulkhead.dataplane.subjects import Answers, ViewEntries, executable_id, view_entries
 from bulkhead.errors import KernelError
 from bulkhead.identity.cgroups import CgroupTree
+from bulkhead.identity.posture import Failure
 from bulkhead.identity.processes import ExecutableKey, Process, executable_at, executable_of, scan
-from bulkhead.identity.selectors import Ambiguous, CgroupView, Narrower
+from bulkhead.identity.selectors import Ambiguous, CgroupView, Identified, Narrower
 from bulkhead.identity.users import Users
 from bulkhead.kernel.libbpf import Map
 from bulkhead.kernel.maps import KernelMaps, Table
 from bulkhead.policy import model
+from bulkhead.policy.model import QualifiedName
 
 _PATHS_KEPT: Final = 8192
 """Executables whose path is remembered for reports after their processes have ended."""
@@ -38,6 +41,10 @@ class Plan:
     groups: dict[CgroupView, int] = field(default_factory=dict)
     paths: dict[int, str] = field(default_factory=dict)
     """Control groups that have an entry, by id."""
+    required: tuple[WorkloadInfo, ...] = ()
+    """Workloads of this host with a posture."""
+    failing: Mapping[QualifiedName, tuple[Failure, ...]] = field(default_factory=dict)
+    """Those of them that are not as required."""
 
     def entries(self, path: str) -> tuple[ViewEntries, bool]:
         """What the kernel must hold for a control group, and whether its group of answers is a new one."""
@@ -45,6 +52,34 @@ class Plan:
         is_new = bool(view.needs) and view not in self.groups
         number = self.groups.setdefault(view, len(self.groups) + 1) if view.needs else 0
         return view_entries(view, number, self.answers), is_new
+
+    def withhold(self, exempt: frozenset[str]) -> None:
+        """Make nobody of the workloads that are failing, but of those in `exempt`."""
+        self.answers = replace(self.answers, withheld=frozenset(self.failing) - exempt)
+
+    def tables(self) -> dict[str, dict[bytes, bytes]]:
+        """What the tables of control groups, members and subjects must hold."""
+        cgroups: dict[bytes, bytes] = {}
+        members: dict[bytes, bytes] = {}
+        subjects: dict[bytes, bytes] = {}
+        for number, path in self.paths.items():
+            cgroups[number.to_bytes(8, "little")] = self.entries(path)[0].entry
+        for view, group in self.groups.items():
+            entries = view_entries(view, group, self.answers)
+            members |= entries.members
+            subjects |= entries.subjects
+        return {"cgroups": cgroups, "members": members, "subjects": subjects}
+
+    def withheld_identity(self, ends: Iterable[tuple[str, str, int | None]]) -> int:
+        """Which workload the first of these that is withheld would be. For reports only.
+
+        `ends` are processes by control group, executable and user.
+        """
+        for path, exe, uid in ends:
+            outcome = self.narrower.view(path).decide(exe, uid, None)
+            if isinstance(outcome, Identified) and outcome.workload.qualified in self.answers.withheld:
+                return self.answers.identities[outcome.workload.qualified]
+        return int(Identity.WITHHELD)
 
     def ambiguous(self) -> list[tuple[str, tuple[str, ...]]]:
         """Control groups in which no workload can win, with the workloads that tie."""
@@ -64,7 +99,7 @@ def make_plan(bundle: Bundle, host: str, users: Users, observe_only: bool) -> Pl
     answers = Answers({info.qualified: info.identity for info in local}, host_mode, observe_only)
     users.refresh()
     narrower = Narrower([info.as_workload() for info in local], host, users.uid, users.gid)
-    return Plan(narrower, answers, bundle.executables)
+    return Plan(narrower, answers, bundle.executables, required=tuple(info for info in local if info.posture))
 
 
 def survey(plan: Plan, tree: CgroupTree) -> tuple[Table, Table, Table]:
@@ -155,18 +190,27 @@ class Attestation:
 
     def expected(self) -> dict[str, dict[bytes, bytes]]:
         """What the tables of control groups, members and subjects must hold in the generation in force."""
-        if self.plan is None:
-            return {}
-        cgroups: dict[bytes, bytes] = {}
-        members: dict[bytes, bytes] = {}
-        subjects: dict[bytes, bytes] = {}
-        for number, path in self.plan.paths.items():
-            cgroups[number.to_bytes(8, "little")] = self.plan.entries(path)[0].entry
-        for view, group in self.plan.groups.items():
-            entries = view_entries(view, group, self.plan.answers)
-            members |= entries.members
-            subjects |= entries.subjects
-        return {"cgroups": cgroups, "members": members, "subjects": subjects}
+        return self.plan.tables() if self.plan is not None else {}
+
+    def plans(self) -> list[Plan]:
+        """The plan in force, and behind it the one that returns when a trial ends."""
+        return [plan for plan, _ in self._live()]
+
+    def withhold(self, exempt: frozenset[str]) -> bool:
+        """Write what `Plan.failing` comes to, of all workloads but those in `exempt`; whether anything changed.
+
+        What was judged before has to be judged again.
+        """
+        changed = False
+        for plan, table in self._live():
+            if frozenset(plan.failing) - exempt == plan.answers.withheld:
+                continue
+            changed, before = True, plan.tables()
+            plan.withhold(exempt)
+            for name, entries in plan.tables().items():
+                fresh = {key: value for key, value in entries.items() if before[name].get(key) != value}
+                self._write(table(name), fresh)
+        return changed
 
     def misnamed(self) -> dict[bytes, bytes]:
         """Executables that the kernel takes for a file that policy names though they are not, with their true number,
@@ -195,6 +239,10 @@ class Attestation:
         executables = self._maps.fixed("executables")
         for key, number in self._named.items():
             executables.update(key, number.to_bytes(4, "little"))
+
+    def named_executable(self, key: ExecutableKey) -> int:
+        """The number of a file that policy names, or has named; 0 for every other."""
+        return self._ever_named.get(kernel_key(key), 0)
 
     def executable_path(self, inode: int, device: int, generation: int) -> str:
         """Where an executable was when it was last seen to run; empty when it never was. For reports only."""

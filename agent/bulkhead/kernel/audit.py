@@ -7,9 +7,11 @@ and the small maps that change while they are in force, are read.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +26,7 @@ from bulkhead.kernel.maps import KernelMaps
 from bulkhead.kernel.programs import STAGES
 
 _MOVES_MAX: Final = 3
+_MOVES_WITHIN_S: Final = 60
 """How often a hook is put in front of others again: two tools that both want to be first would never end."""
 
 
@@ -51,11 +54,11 @@ class Auditor:
         self._programs = programs
         self._attachments = attachments
         self._attestation = attestation
-        self._moves: Counter[tuple[int, Direction]] = Counter()
+        self._moves: dict[tuple[int, Direction], deque[float]] = {}
 
     def look(self, devices: Iterable[Device]) -> list[Drift]:
         """Everything once. What was judged by foreign tables meanwhile is judged again."""
-        found = [*self._hooks(tuple(devices)), *self._tables(), *self._stages()]
+        found = [*self._rooms(), *self._hooks(tuple(devices)), *self._tables(), *self._stages()]
         if any(one.kind in ("word", "table", "entries", "stage") for one in found):
             self._maps.rejudge()
         return [*found, *self._pinned()]
@@ -64,11 +67,12 @@ class Auditor:
 
     def _hooks(self, devices: tuple[Device, ...]) -> Iterator[Drift]:
         yield from (Drift("pin", f"the pin `{name}` was removed", True) for name in self._attachments.unpinned())
-        for attach in (
+        attaching: list[Callable[[], list[str]]] = [
             self._attachments.attach_tracepoints,
             self._attachments.attach_cgroup,
-            lambda: self._attachments.sync_devices(devices),
-        ):
+            *(partial(self._attachments.attach_device, device) for device in devices),
+        ]
+        for attach in attaching:
             try:
                 yield from (Drift("hook", f"{change} was not attached", True) for change in attach())
             except KernelError as error:
@@ -78,9 +82,11 @@ class Auditor:
 
     def _to_the_front(self, device: Device, direction: Direction) -> Drift:
         what = f"another program runs before ours on {device.name} {direction.name.lower()}"
-        self._moves[device.index, direction] += 1
-        if self._moves[device.index, direction] > _MOVES_MAX:
-            return Drift("order", what, False, f"it was put behind ours {_MOVES_MAX} times, and came back")
+        moves, now = self._moves.setdefault((device.index, direction), deque(maxlen=_MOVES_MAX)), time.monotonic()
+        if len(moves) == _MOVES_MAX and now - moves[0] < _MOVES_WITHIN_S:
+            problem = f"it was put behind ours {_MOVES_MAX} times in {_MOVES_WITHIN_S} seconds, and came back"
+            return Drift("order", what, False, problem)
+        moves.append(now)
         try:
             self._attachments.to_the_front(device, direction)
         except KernelError as error:
@@ -131,10 +137,21 @@ class Auditor:
 
     # Pins
 
+    def _rooms(self) -> Iterator[Drift]:
+        for path in (self._pins, *(self._pins / room for room in ("maps", "programs", "slots", "links"))):
+            if not path.is_dir():
+                path.mkdir(mode=0o700)
+                yield Drift("pin", f"the directory `{path.name}` was removed", True)
+
     def _pinned(self) -> Iterator[Drift]:
         """A pin that is gone opens nothing now, but the next start would not find what is in force."""
         programs = ((self._pins / "programs" / name, fd) for name, fd in self._programs.opened.items())
         for path, fd in (*self._maps.pins(), *programs):
-            if not path.exists():
-                libbpf.obj_pin(fd, path)
-                yield Drift("pin", f"the pin `{path.name}` was removed", True)
+            was_there = path.exists()
+            if was_there:
+                with libbpf.obj_get(path) as pinned:
+                    if libbpf.is_same(pinned, fd):
+                        continue
+                path.unlink()
+            libbpf.obj_pin(fd, path)
+            yield Drift("pin", f"the pin `{path.name}` was {'replaced' if was_there else 'removed'}", True)

@@ -149,6 +149,10 @@ class DeviceWatcher:
         self._known = {device.index: device for device in found}
         return found
 
+    def known(self) -> tuple[Device, ...]:
+        """The devices of which `devices` and `read` have told and that are there still."""
+        return tuple(self._known.values())
+
     def read(self) -> list[DeviceEvent]:
         """What happened since the last call, in order; empty when nothing did. After Resync call `devices` again."""
         events: list[DeviceEvent] = []

@@ -11,6 +11,7 @@ from typing import Final
 
 from bulkhead.abi import Capacity, ControlFlag
 from bulkhead.dataplane.bundle import Bundle
+from bulkhead.dataplane.names import wire_key
 from bulkhead.errors import Diagnostic, Loc, PolicyError
 from bulkhead.kernel.attestation import Plan
 from bulkhead.kernel.maps import GenerationTables, KernelMaps, Table
@@ -76,11 +77,23 @@ def policy_table(bundle: Bundle, slots: dict[str, int]) -> Table:
     return Table(bundle.policy_keys, words.tobytes(), len(words) // _WORDS_PER_ENTRY)
 
 
+def name_tables(bundle: Bundle) -> dict[str, Table]:
+    """DNS names: `names`, the number of each as it is on the wire, and `named`, the class of each number."""
+    numbers = {number.to_bytes(4, "little"): name for number, name in bundle.names()}
+    return {
+        "names": Table.of({wire_key(name.pattern): number for number, name in numbers.items()}),
+        "named": Table.of({number: name.identity.to_bytes(4, "little") for number, name in numbers.items()}),
+    }
+
+
 def control_flags(bundle: Bundle, observe_only: bool) -> ControlFlag:
     """The word that goes with a generation."""
     flags = ControlFlag(0)
-    if bundle.executables:
+    required = (one for info in bundle.workloads() if info.local for one in info.posture)
+    if bundle.executables or any(one.of_processes for one in required):
         flags |= ControlFlag.WATCH_EXEC
+    if next(bundle.names(), None) is not None:
+        flags |= ControlFlag.NAMES
     if observe_only:
         return flags
     local = [info.mode for info in bundle.workloads() if info.local]
@@ -103,6 +116,7 @@ def tables(bundle: Bundle, plan: Plan, surveyed: tuple[Table, Table, Table], slo
         members=members,
         subjects=subjects,
         flags=control_flags(bundle, observe_only),
+        **name_tables(bundle),
     )
 
 

@@ -325,6 +325,15 @@ def is_link(fd: Fd) -> bool:
     return _object_kind(fd) in ("bpf_link", "bpf-link", "bpf-raw-tracepoint")
 
 
+def is_same(one: Fd, other: Fd) -> bool:
+    """Do both stand for one map, or one program?"""
+    if _object_kind(one) != _object_kind(other):
+        return False
+    if _object_kind(one) == "bpf-map":
+        return map_info(one).map_id == map_info(other).map_id
+    return prog_info(one).program_id == prog_info(other).program_id
+
+
 def _object_kind(fd: Fd) -> str:
     """The kernel describes any object when asked for another kind, so ask the descriptor what it is."""
     return os.readlink(f"/proc/self/fd/{fd.fileno()}").removeprefix("anon_inode:").strip("[]")

@@ -11,6 +11,7 @@ old generation has finished: replacing an inner map waits for them (`synchronize
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from bulkhead.abi import (
     CgroupEntry,
     Control,
     ControlFlag,
+    NameKey,
     PolicyEntry,
     PolicyKey,
     SubjectEntry,
@@ -37,7 +39,7 @@ from bulkhead.kernel import libbpf
 from bulkhead.kernel.libbpf import BPF_F_NO_PREALLOC, Fd, Map, MapType
 
 _ZERO: Final = bytes(4)
-_FROZEN: Final = frozenset({"policy", "classes4", "classes6"})
+_FROZEN: Final = frozenset({"policy", "classes4", "classes6", "names", "named"})
 """Generation maps that nobody writes once they are filled: the kernel is told to refuse it."""
 
 
@@ -61,6 +63,8 @@ _SLOTTED: Final[Mapping[str, _Inner]] = {
     "cgroups": _Inner(MapType.HASH, 8, _size(CgroupEntry)),
     "members": _Inner(MapType.HASH, _size(SubjectMember), 4),
     "subjects": _Inner(MapType.HASH, _size(SubjectKey), _size(SubjectEntry)),
+    "names": _Inner(MapType.HASH, _size(NameKey), 4),
+    "named": _Inner(MapType.HASH, 4, 4),
 }
 
 _FIXED: Final = (
@@ -73,10 +77,13 @@ _FIXED: Final = (
     "datagrams",
     "fragments",
     "echoes",
+    "questions",
+    "learned",
     "refusals",
     "edges",
     "hits",
     "losses",
+    "dns_answers",
     "buckets",
     "verdict_events",
     "lifecycle_events",
@@ -96,6 +103,9 @@ class Table:
     def of(cls, entries: Mapping[bytes, bytes]) -> Table:
         """A table from single entries."""
         return cls(b"".join(entries), b"".join(entries.values()), len(entries))
+
+
+_NOTHING: Final = Table()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +128,10 @@ class GenerationTables:
     members: Table
     subjects: Table
     flags: ControlFlag
+    names: Table = _NOTHING
+    """Ids of DNS names, by the name on the wire."""
+    named: Table = _NOTHING
+    """Classes of DNS names, by id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,9 +238,9 @@ class KernelMaps:
         updates wait for the same moment instead of one after the other. `trial_until_s` (boot clock): the kernel
         goes back by itself then, unless `confirm` comes first.
         """
-        if self._trial is not None:
-            raise RefusedError("a policy is being tried: confirm or revert it first")
         try:
+            if self._trial is not None:
+                raise RefusedError("a policy is being tried: confirm or revert it first")
             for name, inner in staged.maps.items():
                 self._repin(name, staged.slot, inner)
             self._hang_all(staged.slot, staged.maps)
@@ -267,26 +281,29 @@ class KernelMaps:
         """
         with self._writing:
             base = self._base if base is None else base
-            lasting = ControlFlag.QUARANTINE | ControlFlag.ANY_ENFORCE if self._quarantined else ControlFlag(0)
-            flags = base | lasting
+            flags = base | self._lasting()
             if trial is not None:
-                returning = Trial(deadline_s=trial.until_s, flags=int(trial.base | lasting))
+                returning = Trial(deadline_s=trial.until_s, flags=int(trial.base | self._lasting()))
                 self._fixed["trial"].update(_ZERO, bytes(returning))
                 flags |= ControlFlag.TRIAL
             word = Control(generation=self._control.generation + steps, flags=int(flags))
             self._fixed["control"].update(_ZERO, bytes(word))
             self._control, self._base, self._trial = word, base, trial
 
+    def _lasting(self) -> ControlFlag:
+        return ControlFlag.QUARANTINE | ControlFlag.ANY_ENFORCE if self._quarantined else ControlFlag(0)
+
     def rejudge(self) -> int:
         """Have every live conversation judged again by the tables in force: the same slot under a new number."""
         self._write_word(2, trial=self._trial)
         return self.generation
 
-    def confirm(self) -> None:
-        """A trial has succeeded: its generation stays."""
-        self._write_word(0)
+    def confirm(self) -> int:
+        """A trial has succeeded: its generation stays, under a number that the kernel cannot have gone back to."""
+        self._write_word(2)
         _close(self._fallback)
         self._fallback = {}
+        return self.generation
 
     def revert(self) -> int:
         """End a trial now: the generation before it is in force again, under a new number."""
@@ -298,10 +315,24 @@ class KernelMaps:
     def has_reverted(self) -> bool:
         """Whether the kernel has ended a trial by itself. True once; `current` then means what returned."""
         word, trial = self.control(), self._trial
-        if trial is None or word.generation != self._control.generation + 1 or word.flags & ControlFlag.TRIAL:
+        if trial is None or bytes(word) != bytes(self._returned(trial)):
             return False
         self._control, self._base, self._trial = word, trial.base, None
         self._back()
+        return True
+
+    def _returned(self, trial: _Trial) -> Control:
+        """The word that the kernel writes when a trial's time is up."""
+        return Control(generation=self._control.generation + 1, flags=int(trial.base | self._lasting()))
+
+    def end_inherited_trial(self) -> bool:
+        """End a trial that an earlier agent began, before anything is written to the slot that returns."""
+        raw = self._fixed["trial"].lookup(_ZERO)
+        if raw is None or not self._control.flags & ControlFlag.TRIAL:
+            return False
+        self._write_word(1, ControlFlag(Trial.from_buffer_copy(raw).flags) & ~ControlFlag.QUARANTINE)
+        _close(self._current)
+        self._open_current()
         return True
 
     def _back(self) -> int:
@@ -381,8 +412,11 @@ class KernelMaps:
         yield from ((self._slots / f"{name}_{slot}", opened.fd) for name, opened in self._current.items())
 
     def word_is_ours(self) -> bool:
-        """Whether `control` holds what was written last."""
-        return bytes(self.control()) == bytes(self._control)
+        """Whether `control` holds what was written last, or what the kernel makes of it when a trial's time is up."""
+        held, trial = bytes(self.control()), self._trial
+        if trial is not None and time.clock_gettime(time.CLOCK_BOOTTIME) >= trial.until_s:
+            return held in (bytes(self._control), bytes(self._returned(trial)))
+        return held == bytes(self._control)
 
     def entries(self, name: str) -> Iterator[tuple[bytes, bytes]]:
         """Every entry of a generation map in force, as the kernel holds it."""

@@ -22,8 +22,12 @@ class Program:
     attach_type: int = -1
 
 
+DNS_STAGES = ("stage_dns_question", "stage_dns_answer", "stage_dns_record", "stage_dns_learn")
+"""What reads DNS datagrams."""
+
 PROGRAMS = (
     *(Program(name, name, f"{name}.c", ProgramType.SCHED_CLS) for name in ("stage_egress", "stage_ingress")),
+    *(Program(name, name, "stage_dns.c", ProgramType.SCHED_CLS) for name in DNS_STAGES),
     *(
         Program(f"tc_{direction}{framing}", f"tc_{direction}{framing}", "tc.c", ProgramType.SCHED_CLS)
         for framing in ("", "_bare", "_loopback")
@@ -42,7 +46,7 @@ PROGRAMS = (
     ),
 )
 
-STAGES = ("stage_egress", "stage_ingress")
+STAGES = ("stage_egress", "stage_ingress", *DNS_STAGES)
 """Programs reached by tail call, in the order of `enum stage`."""
 
 TRACEPOINTS = {

@@ -25,12 +25,13 @@ HEADERS = (
     "policy.h",
     "endpoint.h",
     "verdict.h",
+    "dns.h",
     "egress.h",
     "ingress.h",
 )
 """Everything that programs are made of, dependencies first."""
 
-PARTS = (("stage_egress.c", "tc.c"), ("stage_ingress.c", "cgroup.c", "lifecycle.c"))
+PARTS = (("stage_egress.c", "stage_dns.c", "tc.c"), ("stage_ingress.c", "cgroup.c", "lifecycle.c"))
 """Files with programs, in parts of about equal work: a compiler each, side by side."""
 
 ORDER = (*HEADERS, *(name for part in PARTS for name in part))

@@ -19,7 +19,7 @@ from bulkhead.dataplane.compile import Compiled, compile_commit
 from bulkhead.policy.model import Match
 from unit.dataplane.build import NOW, external, shop, workload
 
-HEADER = struct.Struct("<8sII10I32s")
+HEADER = struct.Struct("<8sII11I32s")
 
 
 def example(host: str | None = "web-1") -> Compiled:
@@ -155,7 +155,10 @@ def sections_of(data: bytes) -> list[bytes]:
 
 def assembled(sections: list[bytes]) -> bytes:
     body = b"".join(sections)
-    return HEADER.pack(bundle.MAGIC, bundle.VERSION, 1, *map(len, sections), hashlib.sha256(body).digest()) + body
+    return (
+        HEADER.pack(bundle.MAGIC, bundle.VERSION, abi.Abi.LAYOUT, *map(len, sections), hashlib.sha256(body).digest())
+        + body
+    )
 
 
 KEY = struct.Struct("<IIIBBH")

@@ -1,4 +1,4 @@
-"""Externals of DNS names: judged among each other and against the world, and no packet is of them yet."""
+"""Externals of DNS names: judged among each other and against the world, and found by the name on the wire."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from bulkhead.dataplane.addresses import name_classes
 from bulkhead.dataplane.bundle import pack, unpack
 from bulkhead.dataplane.compile import class_of, compile_commit, lookup
 from bulkhead.dataplane.difference import difference
+from bulkhead.dataplane.names import name_id, wire_key
+from bulkhead.dataplane.resolve import Limits
 from bulkhead.errors import Diagnostic, PolicyError
 from bulkhead.identity.registry import workload_identity
 from bulkhead.policy.model import External, PolicySet, QualifiedName
@@ -40,7 +42,7 @@ def findings(policy_set: PolicySet) -> tuple[Diagnostic, ...]:
 
 
 def test_each_name_belongs_to_whoever_wrote_it_or_its_wildcard() -> None:
-    classes = {frozenset(str(name) for name in members) for members in name_classes(OUTSIDE)}
+    classes = {frozenset(str(name) for name in members) for members in name_classes(OUTSIDE).values()}
     assert classes == {
         frozenset({"shop/s3", "shop/cdn", "shop/same"}),
         frozenset({"shop/cdn"}),
@@ -85,14 +87,14 @@ def test_tests_know_names(accept: list[str], deny: list[str], fails: int) -> Non
     assert [each.code for each in findings(shop("web -> s3 443", tests=tests, externals=OUTSIDE))] == ["BH0502"] * fails
 
 
-def test_no_address_is_let_through_by_a_name() -> None:
+def test_no_address_has_a_name_until_somebody_is_told() -> None:
     compiled = compile_commit(shop("web -> s3 443", externals=(S3,)), "web-1", NOW)
     web = workload_identity(TRUST_DOMAIN, QualifiedName("shop/web"))
     classes = {class_of(compiled, ip_address(text)) for text in ("192.0.2.1", "2001:db8::1", "0.0.0.0")}
     assert not compiled.classes4
     assert not compiled.classes6
     assert not any(lookup(compiled, web, Direction.EGRESS, number, 6, 443) for number in classes)
-    assert unpack(pack(compiled)).entries == compiled.entries
+    assert unpack(pack(compiled)) == compiled
 
 
 def test_a_plan_shows_names_that_change() -> None:
@@ -114,3 +116,44 @@ def test_a_plan_between_names_and_addresses_shows_both() -> None:
     assert [(each.source, each.destination) for each in found.reach] == [("shop/web", "shop/s3")]
     (altered,) = found.altered
     assert {each.field for each in altered.details} == {"cidr", "fqdn"}
+
+
+def test_each_written_name_has_a_number_of_its_own_and_the_class_of_its_externals() -> None:
+    compiled = compile_commit(shop("web -> s3 443", externals=OUTSIDE), None, NOW)
+    members = {name.pattern: set(compiled.classes[name.identity]) for name in compiled.names.values()}
+    assert members == {
+        "s3.example.com": {"shop/s3", "shop/cdn", "shop/same"},
+        "*.example.com": {"shop/cdn"},
+        "a.s3.example.com": {"shop/deep"},
+        "x.example.org": {"shop/same"},
+    }
+    assert all(number == name_id(name.pattern) for number, name in compiled.names.items())
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "is_wildcard"),
+    [
+        ("s3.example.com", b"\2s3\7example\3com\0", 0),
+        ("*.example.com", b"\7example\3com\0", 1),
+        ("_srv.example.org", b"\4_srv\7example\3org\0", 0),
+        (".".join(["a" * 63, "b" * 63, "c" * 63, "d" * 61]), None, 0),
+    ],
+)
+def test_the_key_of_a_name_is_how_it_looks_on_the_wire(pattern: str, name: bytes | None, is_wildcard: int) -> None:
+    key = wire_key(pattern)
+    assert len(key) == 256
+    assert key[255] == is_wildcard
+    if name is not None:
+        assert key[:255].rstrip(b"\0") + b"\0" == name
+
+
+@pytest.mark.parametrize("pattern", ["", "a..b", ".a", "A.example.org", "x" * 64 + ".org", ".".join(["abcdefg"] * 32)])
+def test_what_cannot_be_on_the_wire_has_no_key(pattern: str) -> None:
+    with pytest.raises(ValueError, match="DNS name"):
+        wire_key(pattern)
+
+
+def test_more_names_than_fit_are_refused() -> None:
+    with pytest.raises(PolicyError) as refused:
+        compile_commit(shop(externals=OUTSIDE), None, NOW, Limits(names=3))
+    assert [finding.code for finding in refused.value.diagnostics] == ["BH0701"]
