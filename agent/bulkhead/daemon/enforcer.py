@@ -24,6 +24,7 @@ from bulkhead.abi import (
     VerdictEvent,
 )
 from bulkhead.config import Settings
+from bulkhead.daemon.posture import PostureGuard
 from bulkhead.daemon.quarantine import Isolation, Quarantine
 from bulkhead.dataplane import bundle as bundles
 from bulkhead.dataplane.bundle import Bundle
@@ -31,6 +32,7 @@ from bulkhead.dataplane.compile import WorkloadInfo, compile_commit
 from bulkhead.errors import BulkheadError, KernelError, RefusedError, UsageError
 from bulkhead.identity import cgroups, processes
 from bulkhead.identity.cgroups import CgroupTree
+from bulkhead.identity.posture import Examiner
 from bulkhead.identity.users import Users
 from bulkhead.kernel import generation, sockets
 from bulkhead.kernel.attach import Attachments, Programs
@@ -42,7 +44,6 @@ from bulkhead.kernel.devices import (
     DeviceWatcher,
     HooksChanged,
     Resync,
-    list_devices,
 )
 from bulkhead.kernel.diag import SocketDiag, SocketId
 from bulkhead.kernel.maps import KernelMaps, Staged
@@ -112,6 +113,7 @@ class Enforcer:
         """Devices that could not be hooked, with why."""
         self.auditor = Auditor(settings.pins, self.maps, self.programs, self.attachments, self.attestation)
         self.quarantine = Quarantine(settings.quarantine)
+        self.posture = PostureGuard(Examiner(settings.health), self.tree, self.attestation)
         self.on_hooks_changed: Callable[[], None] = lambda: None
         self._switching = False
         self._tried: _Tried | None = None
@@ -129,6 +131,8 @@ class Enforcer:
 
     def stamp_sockets(self) -> None:
         """From here on every new socket is stamped; those that are there already are adopted."""
+        if self.maps.end_inherited_trial():
+            log.warning("the trial that an earlier agent began is over")
         for change in (*self.attachments.attach_tracepoints(), *self.attachments.attach_cgroup()):
             log.info("attached", hook=change)
         found = processes.scan()
@@ -195,6 +199,7 @@ class Enforcer:
             self.generation = self.maps.adopt(change.staged)
             generation.zero_hits(self.maps, self.hits.keep(change.slots))
             self.attestation.try_plan(change.plan)
+            self.posture.note(change.plan.failing)
             self._tried = _Tried(packed, self.bundle, until_s)
             self.bundle = change.bundle
             self._record("try", seconds=seconds)
@@ -208,7 +213,7 @@ class Enforcer:
         tried = self._tried
         if tried is None or self.end_trial_in_time():
             raise RefusedError("no policy is being tried" if tried is None else "the trial has ended already")
-        self.maps.confirm()
+        self.generation = self.maps.confirm()
         self.attestation.end_trial(stays=True)
         self._tried = None
         _write_file(self.settings.saved_bundle, tried.packed)
@@ -245,6 +250,9 @@ class Enforcer:
             raise KernelError(f"the bundle is for the host `{fresh.host}`")
         plan = make_plan(fresh, self.settings.host, self.users, self.settings.observe_only)
         self.attestation.name_executables(plan.executables)
+        if plan.required:
+            plan.failing = self.posture.failing(plan, [group.path for group in self.tree.walk().groups])
+            plan.withhold(self._isolated())
         kept = beside.rules() if beside is not None else ()
         slots = self.hits.assign(dict.fromkeys(info.name for info in (*fresh.rules(), *kept)))
         tables = generation.tables(fresh, plan, survey(plan, self.tree), slots)
@@ -254,6 +262,7 @@ class Enforcer:
         self.generation = self.maps.adopt(change.staged)
         generation.zero_hits(self.maps, self.hits.keep(change.slots))
         self.attestation.adopt_plan(change.plan)
+        self.posture.note(change.plan.failing)
         self.bundle = change.bundle
         _write_file(self.settings.saved_bundle, change.packed)
         self._record("commit")
@@ -283,6 +292,7 @@ class Enforcer:
         isolation = Isolation(workload.qualified, workload.identity, time.time(), reason, uid)
         self.quarantine.add(isolation)
         self._apply_quarantine()
+        self._withhold()
         self._record("quarantine", workload=isolation.workload, reason=reason, uid=uid)
         return isolation
 
@@ -290,6 +300,7 @@ class Enforcer:
         """End an isolation: policy decides again."""
         known = [one.workload for one in self.quarantine if name in (one.workload, _short(one.workload))]
         isolation = self.quarantine.remove(known[0] if len(known) == 1 else name)
+        self._withhold()
         self._apply_quarantine()
         self._record("release", workload=isolation.workload, uid=uid)
         return isolation
@@ -309,12 +320,41 @@ class Enforcer:
         wanted = {one.identity: max(1, int(one.since - offset)) for one in self.quarantine}
         self.generation = self.maps.isolate(wanted)
 
+    async def examine_posture(self) -> bool:
+        """Withhold the identity of workloads that are not as required, and of no others; whether anything changed."""
+        plans = [(plan, tuple(plan.paths.values())) for plan in self.attestation.plans() if plan.required]
+        if not plans:
+            self.posture.note({})
+            return False
+        found = await asyncio.to_thread(lambda: [self.posture.failing(*one) for one in plans])
+        if self._switching:  # the plan in force is about to be another, which was examined on its way
+            self.posture.hint()
+            return False
+        for (plan, _), failing in zip(plans, found, strict=True):
+            plan.failing = failing
+        if self.attestation.plan is not None:
+            self.posture.note(self.attestation.plan.failing)
+        return self._withhold()
+
+    def _withhold(self) -> bool:
+        if not self.attestation.withhold(self._isolated()):
+            return False
+        self.generation = self.maps.rejudge()
+        withheld = self.attestation.plan.answers.withheld if self.attestation.plan is not None else ()
+        self._record("posture", withheld=sorted(withheld))
+        return True
+
+    def _isolated(self) -> frozenset[str]:
+        """They keep their identity, by which they are isolated: that refuses more, in observe mode too."""
+        return frozenset(one.workload for one in self.quarantine)
+
     def look(self) -> list[Drift]:
         """Compare the kernel with what was put there, and repair it; nothing while a generation is switched in."""
         if self._switching:
             return []
         self.end_trial_in_time()
-        found = self.auditor.look(list_devices())
+        self.read_devices()  # a device that has only just appeared is no drift
+        found = self.auditor.look(self.watcher.known())
         if self.maps.generation != self.generation:
             self.generation = self.maps.generation
             self._record("repair", found=[one.what for one in found])
@@ -376,6 +416,7 @@ class Enforcer:
         if event.kind == LifecycleKind.EXEC:
             key = raw[_EXECUTABLE_OFFSET : _EXECUTABLE_OFFSET + _EXECUTABLE_SIZE]
             self.attestation.executable_seen(key, event.tgid)
+            self.posture.hint()
             if self.bundle is not None and self.bundle.executables:
                 self._restamp(event.tgid)
             return

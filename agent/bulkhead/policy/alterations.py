@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from bulkhead.errors import Loc
+from bulkhead.policy.cluster import SHORT_NAMES, ClusterPolicy, ClusterRule, Tier
+from bulkhead.policy.dialects.peers import peer_text, peers_text
+from bulkhead.policy.dialects.ports import ports_text
 from bulkhead.policy.keys import key_fingerprint
-from bulkhead.policy.model import External, Match, Never, Policy, PolicySet, Rule, Signer, Workload
+from bulkhead.policy.model import External, Match, Never, Policy, PolicySet, Requirement, Rule, Signer, Workload
 
 RULE_KINDS: Final = ("allow", "exception", "lifeline")
 
-_KINDS: Final = ("repository", "signer", "policy", "workload", "external", *RULE_KINDS, "never")
+CLUSTER_RULE: Final = "rule"
+"""The kind of a rule of a Kubernetes policy."""
+CLUSTER_KINDS: Final = (*SHORT_NAMES, CLUSTER_RULE)
+
+_KINDS: Final = ("repository", "signer", "policy", "workload", "external", *RULE_KINDS, "never", *CLUSTER_KINDS)
 """In the order in which they are shown."""
 
 
@@ -58,6 +67,7 @@ Things = dict[tuple[str, str], _Thing]
 def alterations(before: PolicySet, after: PolicySet, effective: Collection[tuple[str, str]]) -> tuple[Altered, ...]:
     """Everything that differs. `effective` are the rules that change somebody's reach, by kind and name."""
     old, new = _things(before), _things(after)
+    _forget_moved(old, new)
     names = sorted(old.keys() | new.keys(), key=lambda key: (_KINDS.index(key[0]), key[1]))
     found = (_altered(key, old.get(key), new.get(key), effective) for key in names)
     return tuple(one for one in found if one is not None)
@@ -86,6 +96,8 @@ def _things(policy_set: PolicySet) -> Things:
     things.update((("external", one.qualified), _external(one)) for one in policy_set.externals)
     things.update(((one.kind, one.qualified), _rule(one)) for one in policy_set.rules)
     things.update((("never", f"{one.policy}/{one.name}"), _never(one)) for one in policy_set.nevers)
+    for policy in policy_set.cluster_policies:
+        things.update(_cluster_things(policy))
     return things
 
 
@@ -108,7 +120,7 @@ def _policy(one: Policy) -> _Thing:
 
 def _workload(one: Workload) -> _Thing:
     fields = {"match": _match(one.match), "mode": one.mode.value, "labels": _labels(one.labels)}
-    return _Thing(one.loc, fields)
+    return _Thing(one.loc, fields | {"posture": _posture(one.posture)})
 
 
 def _match(match: Match) -> str:
@@ -120,6 +132,10 @@ def _match(match: Match) -> str:
     }
     parts = [f"{key}: {_list(patterns)}" for key, patterns in written.items() if patterns]
     return ", ".join([*parts, f"labels: {{{_labels(match.labels)}}}"] if match.labels else parts)
+
+
+def _posture(required: Iterable[Requirement]) -> str:
+    return ", ".join(f"{one.term}: {_list(one.expected) or 'none'}" for one in required)
 
 
 def _labels(labels: Iterable[tuple[str, str]]) -> str:
@@ -149,6 +165,63 @@ def _ends(one: Rule | Never) -> Iterator[tuple[str, str]]:
     yield "from", one.source.text
     yield "to", one.destination.text
     yield "ports", ", ".join(dict.fromkeys(spec.text for spec in one.ports))
+
+
+# Kubernetes policies
+
+
+def _cluster_things(one: ClusterPolicy) -> Iterator[tuple[tuple[str, str], _Thing]]:
+    """A policy, and its rules each for itself."""
+    name = f"{one.namespace}/{one.name}" if one.namespace else one.name
+    yield (one.kind, name), _Thing(one.loc, dict(_cluster_fields(one)))
+    named: Counter[str] = Counter()
+    for direction, rules in (("ingress", one.ingress), ("egress", one.egress)):
+        for rule in rules or ():
+            named[rule.name] += 1
+            # The API takes a name twice.
+            again = f" ({named[rule.name]})" if named[rule.name] > 1 else ""
+            key = CLUSTER_RULE, f"{one.qualified}/{rule.name}{again}"
+            yield key, _Thing(rule.loc, _cluster_rule(rule, direction))
+
+
+def _forget_moved(old: Things, new: Things) -> None:
+    """Takes out the rules of NetworkPolicies that are called otherwise by their position alone, which says nothing."""
+    places: dict[tuple[str, tuple[tuple[str, str], ...]], list[tuple[str, str]]] = defaultdict(list)
+    for key, thing in old.items():
+        if _is_unordered(key) and (key not in new or new[key].fields != thing.fields):
+            places[_contents(key, thing)].append(key)
+    for key, thing in [*new.items()]:
+        if _is_unordered(key) and (key not in old or old[key].fields != thing.fields):
+            same = places.get(_contents(key, thing))
+            if same:
+                del old[same.pop()]
+                del new[key]
+
+
+def _is_unordered(key: tuple[str, str]) -> bool:
+    return key[0] == CLUSTER_RULE and key[1].startswith(f"{SHORT_NAMES['NetworkPolicy']}/")
+
+
+def _contents(key: tuple[str, str], thing: _Thing) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """The policy that a rule is of, and what it says."""
+    return key[1].rpartition("/")[0], tuple(thing.fields.items())
+
+
+def _cluster_fields(one: ClusterPolicy) -> Iterator[tuple[str, str]]:
+    if one.tier is not Tier.NAMESPACE:
+        yield "tier", one.tier.name.capitalize()
+        yield "priority", str(one.priority)
+    yield "subject", peer_text(one.subject, sys.maxsize)
+    for direction, rules in (("ingress", one.ingress), ("egress", one.egress)):
+        # Where the first rule that matches decides, their order says something.
+        ordered = ", ".join(rule.name for rule in rules or ()) if one.tier is not Tier.NAMESPACE else "isolated"
+        yield direction, "" if rules is None else ordered
+
+
+def _cluster_rule(rule: ClusterRule, direction: str) -> dict[str, str]:
+    end = "from" if direction == "ingress" else "to"
+    ports = ports_text(rule.ports, sys.maxsize)
+    return {"action": rule.action.value, end: peers_text(rule.peers, sys.maxsize), "ports": ports}
 
 
 def _list(texts: Iterable[str]) -> str:

@@ -150,6 +150,12 @@ class ClusterPolicy:
     """None: it says nothing about this direction. Empty, in the tier NAMESPACE: nothing is let in."""
     egress: tuple[ClusterRule, ...] | None
     loc: Loc
+    unheard: tuple[Loc, ...] = ()
+    """Rules that are written for a direction which `policyTypes` leaves out: they say nothing."""
+
+    def rules(self) -> tuple[ClusterRule, ...]:
+        """Those of both directions."""
+        return (*(self.ingress or ()), *(self.egress or ()))
 
     @property
     def qualified(self) -> str:

@@ -318,6 +318,33 @@ _VALUES = (
         _REPOSITORY + "trustDomain: example.org\nsigners:\n"
         f"  - {{name: Ann Other, level: app, key: 'openpgp:{'0123456789' * 4}'}}\n",
     ),
+    Code(
+        "BH0319",
+        "`{text}` is not a digest",
+        "A digest of an executable is `sha256:` and 64 hexadecimal digits in lower case.",
+        _HEAD + "workloads:\n  web: {match: {unit: nginx.service}, posture: {digest: ['sha256:00']}}\n",
+    ),
+    Code(
+        "BH0320",
+        "`{text}` does not compare with a version",
+        "One of `>=`, `>`, `=`, `<` and `<=`, and a version: of the kernel, numbers with dots between; of a package, "
+        "as Debian writes them.",
+        _HEAD + "workloads:\n  web: {match: {unit: nginx.service}, posture: {kernel: six}}\n",
+    ),
+    Code(
+        "BH0321",
+        "`{text}` is nothing that `{what}` can be required to be",
+        "Only what the kernel itself attests of a process can be required: `NoNewPrivileges: true`, "
+        "`Seccomp: filter`, and the capabilities beyond which the bounding set must not go.",
+        _HEAD + "workloads:\n  web: {match: {unit: a.service}, posture: {hardening: {Seccomp: strict}}}\n",
+    ),
+    Code(
+        "BH0322",
+        "`{text}` is not the name of a package",
+        "Debian's packages have two characters at least: lower case letters, digits, `+`, `-` and `.`, beginning with "
+        "a letter or digit.",
+        _HEAD + 'workloads:\n  web: {match: {unit: a.service}, posture: {package: {Nginx: ">= 1.22"}}}\n',
+    ),
 )
 
 _NAMES = (
@@ -420,6 +447,13 @@ _MEANING = (
         _SHOP + "externals:\n  s3: {fqdn: [s3.example.com]}\n  office: {cidr: [192.0.2.0/24]}\n"
         "allow:\n  - {name: web-s3, from: web, to: s3, ports: [443]}\n"
         "never:\n  - {name: not-office, from: web, to: office}\n",
+    ),
+    Code(
+        "BH0510",
+        "the posture of a pod cannot be proven",
+        "What `posture` requires is read on the host from the processes of the workload. Nothing there says which of "
+        "them a pod has, and a requirement that nobody checks would only seem to be one.",
+        _HEAD + "workloads:\n  web: {match: {namespace: shop}, posture: {node: [healthy]}}\n",
     ),
 )
 
@@ -570,6 +604,32 @@ _LINT = (
         "invariant `{never}` does not say why",
         "Whoever runs into it later cannot tell whether it still holds.",
         _SHOP + "never:\n  - {name: apart, from: web, to: api}\n",
+    ),
+    _warning(
+        "BH1021",
+        "a rule of `{policy}` says nothing: `policyTypes` leaves out its direction",
+        "A cluster takes the rule and never looks at it; whoever reads it believes that it is in force.",
+        _NETPOL + "spec: {podSelector: {}, policyTypes: [Ingress], egress: [{ports: [{port: 443}]}]}\n",
+    ),
+    _warning(
+        "BH1022",
+        "`{policy}` governs nobody: no pod can be what it asks of label `{key}`",
+        "Two requirements on one label exclude each other, and all of them must hold.",
+        _NETPOL + "spec: {podSelector: {matchLabels: {app: web}, "
+        "matchExpressions: [{key: app, operator: NotIn, values: [web]}]}}\n",
+    ),
+    _warning(
+        "BH1023",
+        "a peer of `{rule}` is nobody: nothing can be what it asks of label `{key}`",
+        "Two requirements on one label exclude each other, and all of them must hold.",
+        _NETPOL + "spec: {ingress: [{from: [{podSelector: {matchLabels: {app: web}, "
+        "matchExpressions: [{key: app, operator: DoesNotExist}]}}], ports: [{port: 443}]}]}\n",
+    ),
+    _warning(
+        "BH1024",
+        "`{rule}` accepts everything from or to everybody before any namespace is asked",
+        "It is of the Admin tier: no NetworkPolicy can take back what it opens.",
+        _CNP + "  ingress: [{action: Accept, from: [{namespaces: {}}]}]\n",
     ),
 )
 

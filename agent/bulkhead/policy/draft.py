@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from bulkhead.errors import Diagnostic
 from bulkhead.policy.cluster import ClusterPolicy
-from bulkhead.policy.model import Level, Match, Mode, Network, PortSpec, Scope
+from bulkhead.policy.model import Level, Match, Mode, Network, PortSpec, Requirement, Scope
 from bulkhead.policy.yaml_nodes import Scalar, Spot
 
 
@@ -44,6 +44,7 @@ class DraftWorkload(NamedTuple):
     match: Match | None
     mode: Mode | None
     labels: tuple[tuple[str, str], ...]
+    posture: tuple[Requirement, ...] = ()
 
 
 class DraftExternal(NamedTuple):

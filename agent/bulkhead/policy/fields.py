@@ -28,7 +28,7 @@ class Keys(NamedTuple):
         return self.required + self.optional
 
 
-LATER = frozenset({"l7", "spiffe", "posture", "authz"})
+LATER = frozenset({"l7", "spiffe", "authz"})
 """Keys that the language reserves and this version refuses, wherever they stand."""
 
 

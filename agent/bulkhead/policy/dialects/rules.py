@@ -50,6 +50,7 @@ class _Numbering:
             ingress=self._rules(policy.ingress, commit),
             egress=self._rules(policy.egress, commit),
             loc=replace(policy.loc, commit=commit),
+            unheard=tuple(replace(loc, commit=commit) for loc in policy.unheard),
         )
 
     def _rules(self, rules: tuple[ClusterRule, ...] | None, commit: str) -> tuple[ClusterRule, ...] | None:

@@ -99,19 +99,22 @@ def _read_value(node: Node, findings: Findings) -> str | None:
     return text.text if text else None
 
 
-def selector_text(selector: LabelSelector) -> str:
-    """A selector in a few words, as `kubectl --selector` writes it; empty when it selects everything."""
-    return ",".join(_requirement_text(each) for each in selector.requirements)
+def selector_text(selector: LabelSelector, most: int = VALUES_SHOWN) -> str:
+    """A selector in a few words, as `kubectl --selector` writes it; empty when it selects everything.
+
+    `most` are the values of one requirement that are written out.
+    """
+    return ",".join(_requirement_text(each, most) for each in selector.requirements)
 
 
-def _requirement_text(requirement: Requirement) -> str:
+def _requirement_text(requirement: Requirement, most: int) -> str:
     key = requirement.key
     if requirement.operator is Operator.EXISTS:
         return key
     if requirement.operator is Operator.DOES_NOT_EXIST:
         return f"!{key}"
-    shown = ", ".join(requirement.values[:VALUES_SHOWN])
-    rest = len(requirement.values) - VALUES_SHOWN
+    shown = ", ".join(requirement.values[:most])
+    rest = len(requirement.values) - most
     more = f", {rest} more" if rest > 0 else ""
     if len(requirement.values) == 1:
         return f"{key}={shown}" if requirement.operator is Operator.IN else f"{key}!={shown}"
