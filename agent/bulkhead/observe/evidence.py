@@ -15,7 +15,7 @@ from bulkhead.observe.flows import FlowRecord, record_from_json
 from bulkhead.observe.tables import parse_address
 from bulkhead.policy.ports import ICMP, ICMPV6, TCP, UDP
 
-_NOBODY: Final = frozenset({"unknown", "ambiguous", "world"})
+_NOBODY: Final = frozenset({"unknown", "ambiguous", "withheld", "world"})
 _OF_POLICY: Final = frozenset(
     name_of(DropReason, one) for one in (DropReason.NONE, DropReason.POLICY, DropReason.EXPIRED, DropReason.AMBIGUOUS)
 )

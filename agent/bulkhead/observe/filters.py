@@ -37,8 +37,8 @@ class Filter:
             and (not self.verdicts or record.verdict in self.verdicts)
             and (not self.ports or record.port in self.ports)
             and (not self.protocols or record.protocol in self.protocols)
-            and _is_one_of(self.sources, record.source, record.source_address)
-            and _is_one_of(self.destinations, record.destination, record.destination_address)
+            and is_one_of(self.sources, record.source, record.source_address)
+            and is_one_of(self.destinations, record.destination, record.destination_address)
         )
 
     def __str__(self) -> str:
@@ -59,7 +59,8 @@ def _alternatives(kind: str, values: tuple[str, ...]) -> str:
     return f"({text})" if len(values) > 1 else text
 
 
-def _is_one_of(wanted: tuple[str, ...], name: str, address: str) -> bool:
+def is_one_of(wanted: tuple[str, ...], name: str, address: str) -> bool:
+    """Whether an end is one of those that are wanted; none wanted: all are."""
     return not wanted or any(_is_called(text, name, address) for text in wanted)
 
 

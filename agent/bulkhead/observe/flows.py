@@ -247,7 +247,8 @@ class FlowLog:
         else:
             self._entries.move_to_end(key)
         _add(key, entry, event, context)
-        self.minutes.add(event[_TIME] / 1e9 + context.clock_offset_s, entry.path, _VERDICTS.get(key.verdict, ""))
+        at = event[_TIME] / 1e9 + context.clock_offset_s
+        self.minutes.add(at, entry.path, _VERDICTS.get(key.verdict, ""), event[_GENERATION])
         if self.subscriptions:
             self.subscriptions.publish(_snapshot(key, entry))
         return _snapshot(key, entry) if is_new else None

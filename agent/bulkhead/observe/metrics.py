@@ -81,6 +81,8 @@ class Measurements:
     attested_cgroups: int = 0
     control_packets: Mapping[str, int] = field(default_factory=dict)
     """Passed without a rule, by kind."""
+    dns_answers: Mapping[str, int] = field(default_factory=dict)
+    """DNS answers about names that policy knows, by what became of them."""
     drifts: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """What was found not to be as git says, by kind and `repaired` or `standing`; since the agent's start."""
     kernel_equals_git: bool = False
@@ -88,6 +90,8 @@ class Measurements:
     """When the kernel was last compared with what git says (Unix seconds)."""
     isolated: Collection[str] = ()
     """Workloads that an operator has isolated."""
+    postures: Mapping[str, bool] = field(default_factory=dict)
+    """Whether each workload with a posture is as required."""
 
 
 class _Limited:
@@ -196,6 +200,9 @@ def _policy(now: Measurements) -> Iterator[Metric]:
 def _workloads(now: Measurements) -> Iterator[Metric]:
     modes = dict.fromkeys(now.modes.items(), 1.0)
     yield _gauge("bulkhead_workload_mode", "1 for the mode a workload is in.", ("workload", "mode"), modes)
+    text = "1 for a workload that is as its posture requires, 0 for one whose identity is withheld."
+    postures = {(name,): float(ok) for name, ok in now.postures.items()}
+    yield _gauge("bulkhead_workload_posture_ok", text, ("workload",), postures)
     text = "Control groups with an identity in the kernel."
     yield _gauge("bulkhead_attested_cgroups", text, (), {(): float(now.attested_cgroups)})
 
@@ -208,6 +215,9 @@ def _kernel(now: Measurements) -> Iterator[Metric]:
     text = "Packets of the kernel passed without a rule, by kind."
     passed = {(kind,): count for kind, count in now.control_packets.items()}
     yield _counter("bulkhead_control_packets", text, ("kind",), passed)
+    text = "DNS answers about names that policy knows, by what became of them."
+    answered = {(outcome,): count for outcome, count in now.dns_answers.items()}
+    yield _counter("bulkhead_dns_answers", text, ("outcome",), answered)
 
 
 def _upkeep(now: Measurements) -> Iterator[Metric]:

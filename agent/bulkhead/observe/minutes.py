@@ -38,8 +38,18 @@ class Cell(NamedTuple):
     """Unix time in minutes."""
     path: Path
     verdict: str
+    generation: int
+    """Of the policy that judged."""
     total: int
     """Judgements."""
+
+
+class _Kind(NamedTuple):
+    """What is counted apart within a minute."""
+
+    path: Path
+    verdict: str
+    generation: int
 
 
 class Minutes:
@@ -49,24 +59,24 @@ class Minutes:
         self.since = since
         """Unix seconds from when on every event that was heard is counted here."""
         self._limit = limit
-        self._counts: OrderedDict[int, Counter[tuple[Path, str]]] = OrderedDict()
+        self._counts: OrderedDict[int, Counter[_Kind]] = OrderedDict()
         self._cells = 0
 
-    def add(self, at: float, path: Path, verdict: str, count: int = 1) -> None:
-        """Counts judgements at a time (Unix seconds); what is too old to be kept is passed over."""
+    def add(self, at: float, path: Path, verdict: str, generation: int) -> None:
+        """Counts a judgement at a time (Unix seconds); what is too old to be kept is passed over."""
         minute = int(at // MINUTE_S)
         found = self._counts.get(minute)
         if found is None:
             if at < self.since - MINUTE_S:
                 return
             found = self._open(minute)
-        key = (path, verdict)
+        key = _Kind(path, verdict, generation)
         self._cells += key not in found
-        found[key] += count
+        found[key] += 1
         while self._cells > self._limit:
             self._forget()
 
-    def _open(self, minute: int) -> Counter[tuple[Path, str]]:
+    def _open(self, minute: int) -> Counter[_Kind]:
         found = self._counts[minute] = Counter()
         if minute < max(self._counts):
             self._counts = OrderedDict(sorted(self._counts.items()))
@@ -82,12 +92,12 @@ class Minutes:
     def __iter__(self) -> Iterator[Cell]:
         """Everything, the oldest minute first."""
         for minute, found in self._counts.items():
-            for (path, verdict), count in found.items():
-                yield Cell(minute, path, verdict, count)
+            for kind, count in found.items():
+                yield Cell(minute, *kind, count)
 
     def to_json(self) -> dict[str, Any]:
         """For the control socket, and to be kept over a restart."""
-        return {"since": self.since, "cells": [[one.minute, *one.path, one.verdict, one.total] for one in self]}
+        return {"since": self.since, "cells": [_row(one) for one in self]}
 
     def load(self, value: object) -> None:
         """Takes in what `to_json` gave before a restart. Raises UsageError for anything else."""
@@ -102,8 +112,9 @@ class Minutes:
         if found is None:
             found = self._open(one.minute)
         if self._cells < self._limit:
-            self._cells += (one.path, one.verdict) not in found
-            found[one.path, one.verdict] += one.total
+            kind = _Kind(one.path, one.verdict, one.generation)
+            self._cells += kind not in found
+            found[kind] += one.total
 
 
 def cells_from_json(value: object) -> tuple[float, list[Cell]]:
@@ -116,11 +127,15 @@ def cells_from_json(value: object) -> tuple[float, list[Cell]]:
     return float(value["since"]), [_cell(row) for row in listed]
 
 
-_TYPES: Final = (int, str, str, str, str, str, int, str, int)
+_TYPES: Final = (int, str, str, str, str, str, int, str, int, int)
 
 
 def _cell(row: object) -> Cell:
     if not isinstance(row, list) or [type(one) for one in row] != list(_TYPES):
         raise UsageError("not counts by minute: a cell has another shape")
-    minute, *path, verdict, count = row
-    return Cell(minute, Path(*path), verdict, count)
+    minute, *path, verdict, generation, total = row
+    return Cell(minute, Path(*path), verdict, generation, total)
+
+
+def _row(one: Cell) -> list[Any]:
+    return [one.minute, *one.path, one.verdict, one.generation, one.total]

@@ -17,6 +17,7 @@ _BUILT_IN: Final = {
     int(Identity.HOST): "host",
     int(Identity.AMBIGUOUS): "ambiguous",
     int(Identity.WORLD): "world",
+    int(Identity.WITHHELD): "withheld",
 }
 
 

@@ -38,6 +38,10 @@ REASONS: Final[dict[DropReason, Reason]] = {
         "an operator has isolated the workload at one of the ends",
         "`bulkhead status` says which, since when and why; `bulkhead release` ends it",
     ),
+    DropReason.POSTURE: Reason(
+        "a workload at one of the ends is not as its posture requires, and its identity is withheld",
+        "`bulkhead status` says which, since when, what is required and what was found",
+    ),
     DropReason.NO_POLICY: Reason(
         "no policy has been switched into the kernel",
         "`bulkhead status` says why the last commit was not loaded",
