@@ -101,6 +101,11 @@ def cases() -> st.SearchStrategy[Case]:
     return st.randoms(use_true_random=False).map(lambda rng: _Maker(rng).case())
 
 
+def changes() -> st.SearchStrategy[tuple[Case, Case]]:
+    """One cluster before and after a change of its policies, some of which stay."""
+    return st.randoms(use_true_random=False).map(lambda rng: _Maker(rng).change())
+
+
 class _Maker:
     """Draws everything from one source of chance."""
 
@@ -110,8 +115,19 @@ class _Maker:
 
     def case(self) -> Case:
         cluster = parse_cluster(json.dumps({"kind": "List", "items": [*self._objects()]}).encode(), "cluster.json")
-        has_natives = self._chance(0.4)
         policies = [self._policy(number) for number in range(self._rng.randint(0, 6))]
+        addresses = {text: ip_address(text) for text in self._rng.sample(OUTSIDE, 2)}
+        return self._case(cluster, policies, addresses)
+
+    def change(self) -> tuple[Case, Case]:
+        before = self.case()
+        kept = [policy for policy in before.policy_set.cluster_policies if self._chance(0.7)]
+        added = [self._policy(number) for number in range(6, 6 + self._rng.randint(0, 2))]
+        after = self._case(before.cluster, [*kept, *added], before.addresses)
+        return (before, after) if self._chance(0.5) else (after, before)
+
+    def _case(self, cluster: Cluster, policies: list[ClusterPolicy], addresses: dict[str, Address]) -> Case:
+        has_natives = self._chance(0.4)
         policy_set = PolicySet(
             "3f2c1ab",
             "example.org",
@@ -125,7 +141,6 @@ class _Maker:
             pod.qualified: workload for pod in cluster.pods if has_natives and (workload := _workload_of(pod)) != ""
         }
         workloads = {name: QualifiedName(workload) if workload else None for name, workload in known.items()}
-        addresses = {text: ip_address(text) for text in self._rng.sample(OUTSIDE, 2)}
         return Case(World(policy_set, cluster, workloads, NOW), addresses)
 
     def _chance(self, probability: float) -> bool:

@@ -12,7 +12,7 @@ from bulkhead.cli.output import complain, show, show_json, write_json
 from bulkhead.errors import BulkheadError, ExitCode
 
 if TYPE_CHECKING:
-    from bulkhead.cli.planning import Plan
+    from bulkhead.cli.plan.plan import Plan
 
 _PATH = click.Path(path_type=Path)
 
@@ -23,6 +23,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--replay", "period", metavar="PERIOD", default="", help="Judge what was recorded in it, such as 7d.")
 @click.option("--flows", "exports", type=_PATH, multiple=True, help="Replay what `flows -o json` saved here instead.")
 @click.option("--live", is_flag=True, help="Judge the conversations that are open on this host.")
+@click.option("--inventory", type=_PATH, help="Kubernetes objects: say what changes between these pods, too.")
 @click.option("--authors/--no-authors", "with_authors", default=True, help="Say who wrote what changes, or do not.")
 @click.option("--detailed-exitcode", is_flag=True, help="Exit with 0 for no change, 2 for changes, 1 for an error.")
 @click.option("--require-complete", is_flag=True, help="Exit with 4 when the records do not tell all of it.")
@@ -34,8 +35,8 @@ def plan(view: View, detailed_exitcode: bool, require_complete: bool, **wishes: 
     written in another way, or that another rule covers, changes nothing. With `--replay` it says which of the recorded
     flows, and of the conversations that are open now, NEW would break, and what it would let through.
     """
-    from bulkhead.cli.planning import Wish
-    from bulkhead.cli.planning import plan as make
+    from bulkhead.cli.plan.plan import Wish
+    from bulkhead.cli.plan.plan import plan as make
 
     try:
         made = make(Wish(**wishes, socket=view.socket))
@@ -47,24 +48,24 @@ def plan(view: View, detailed_exitcode: bool, require_complete: bool, **wishes: 
     _show(view, made)
     if require_complete and made.gaps:
         return ExitCode.INCOMPLETE
-    return 2 if made.found and detailed_exitcode else ExitCode.OK
+    return 2 if made and detailed_exitcode else ExitCode.OK
 
 
 def _show(view: View, made: Plan) -> None:
     if view.as_json:
-        from bulkhead.cli.plan_json import plan_json
+        from bulkhead.cli.plan.json import plan_json
 
         show_json("Plan", plan_json(made))
     elif view.output == "github":
-        from bulkhead.cli.plan_markdown import markdown
+        from bulkhead.cli.plan.markdown import markdown
 
         click.echo(markdown(made), nl=False)
     elif view.output == "junit":
-        from bulkhead.cli.plan_junit import junit
+        from bulkhead.cli.plan.junit import junit
 
         click.echo(junit(made), nl=False)
     else:
-        from bulkhead.cli.plan_table import table
+        from bulkhead.cli.plan.table import table
 
         show(view, *table(made))
 

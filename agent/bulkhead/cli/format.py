@@ -118,12 +118,12 @@ def _write(result: Result) -> None:
         sys.stdout.buffer.flush()
         return
     try:
-        _replace(result.path, result.after)
+        replace_file(result.path, result.after)
     except OSError as error:
         raise UnreachableError(f"`{result.path}` cannot be written: {error.strerror}") from error
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Replaces a file in one step; mode and owner stay."""
     import contextlib
     import tempfile

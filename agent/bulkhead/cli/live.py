@@ -197,6 +197,8 @@ def why(view: View, source: str, target: str) -> ExitCode:
         else:
             note("nothing recorded; this is what policy says:")
             show(view, *render.answer(answer["answer"]))
+        if answer.get("withheld"):
+            show(view, render.pairs([("withheld", render.withheld(answer["withheld"], time.time()))]))
         if answer.get("mismatch"):
             note(answer["mismatch"])
     verdict = (explanation or answer["answer"])["verdict"]
@@ -209,9 +211,9 @@ def why(view: View, source: str, target: str) -> ExitCode:
 
 
 @click.command()
-@view_options(("table", "json", "inventory"))
+@view_options(("table", "wide", "json", "inventory"))
 def workloads(view: View) -> ExitCode:
-    """Show who is on this host; `-o inventory` writes what `matrix` reads."""
+    """Show who is on this host; `-o wide` what enforcing each would refuse, `-o inventory` what `matrix` reads."""
     if view.output == "inventory":
         answer = client.call(view.socket, "workloads", {"inventory": True})
         for line in _inventory(answer["endpoints"]):
@@ -221,9 +223,9 @@ def workloads(view: View) -> ExitCode:
     if view.as_json:
         show_json("Workloads", answer)
         return ExitCode.OK
-    from bulkhead.cli import render
+    from bulkhead.cli import readiness, render
 
-    show(view, *render.workloads(answer))
+    show(view, *(readiness.wide(answer, time.time()) if view.output == "wide" else render.workloads(answer)))
     return ExitCode.OK
 
 

@@ -151,7 +151,7 @@ def lint(view: View, directory: Path, rev: str | None) -> ExitCode:
 
     Exits with 2 when the policy would be refused, with 1 for an error of lint's own, such as an expired exception.
     """
-    refused, found = _findings(directory, rev)
+    refused, found = findings(directory, rev)
     if view.as_json:
         show_json("Findings", [_finding(one) for one in found])
     else:
@@ -163,7 +163,7 @@ def lint(view: View, directory: Path, rev: str | None) -> ExitCode:
     return ExitCode.NO if any(one.severity == "error" for one in found) else ExitCode.OK
 
 
-def _findings(directory: Path, rev: str | None) -> tuple[bool, tuple[Diagnostic, ...]]:
+def findings(directory: Path, rev: str | None) -> tuple[bool, tuple[Diagnostic, ...]]:
     """Whether the policy would be refused, and everything there is to say about it."""
     from bulkhead.cli.files import read_policy
     from bulkhead.dataplane.compile import examine

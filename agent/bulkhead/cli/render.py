@@ -154,12 +154,15 @@ def _revision(answer: Json) -> str:
 def workloads(answer: Json) -> tuple[RenderableType, ...]:
     """`workloads`."""
     made = table("WORKLOAD", "MODE", "ENDPOINTS", "PROCS", "SPIFFE ID", "SOURCE", numbers=("PROCS",))
+    lost_identity: list[Text] = []
     for one in answer["workloads"]:
         endpoints = one["endpoints"]
         places = ", ".join(end["unit"] or end["cgroup"] for end in endpoints[:3])
         more = f" and {len(endpoints) - 3} more" if len(endpoints) > 3 else ""
         processes = sum(end["processes"] for end in endpoints)
         mode_style = "" if one["mode"] == "enforce" else "yellow"
+        failures = (one.get("posture") or {}).get("failures", [])
+        lost_identity += [cell(f"withheld: {one['name']}: {_failure(each)}", "red") for each in failures]
         made.add_row(
             cell(one["name"]),
             cell(one["mode"], mode_style),
@@ -169,7 +172,7 @@ def workloads(answer: Json) -> tuple[RenderableType, ...]:
             cell(one["source"]),
         )
     hosted = cell(f"host: {answer['host']['endpoints']} control groups that no workload selects")
-    return made, Text(), hosted, *(ambiguous(one) for one in answer["ambiguous"])
+    return made, Text(), hosted, *lost_identity, *(ambiguous(one) for one in answer["ambiguous"])
 
 
 def ambiguous(tie: Json) -> Text:
@@ -205,6 +208,7 @@ def status(answer: Json, now: float) -> tuple[RenderableType, ...]:
         ("", _differences(answer)),
         ("trial", _trial(answer.get("trial"), now)),
         ("isolated", _isolated(answer.get("quarantine", []), now)),
+        ("withheld", withheld(answer.get("withheld", []), now)),
         ("hooks", f"{kernel['mechanism']} on {_devices(kernel['devices'])}; {kernel['cgroup']}"),
         ("", _hook_errors(kernel)),
         ("workloads", f"{modes['enforce']} enforce, {modes['observe']} observe; host in {answer['host_mode']}"),
@@ -212,6 +216,7 @@ def status(answer: Json, now: float) -> tuple[RenderableType, ...]:
         ("attested", _attested(answer["attested"])),
         ("verdicts", _totals(totals)),
         ("adopted", str(answer["adoption"])),
+        ("dns", _dns(answer.get("dns", {}))),
         ("lost", lost(answer["lost"]) or "nothing"),
         ("maps", _maps(answer["maps"])),
     ]
@@ -228,7 +233,8 @@ def _source(answer: Json, now: float) -> Text:
         text = f"unreachable for {age(source['error_since'], now)}, enforcing {_revision(answer)}, {fetched}"
         return Text(safe_lines(f"{text}\n{source['error']}"), style="red")
     if source.get("held_off"):
-        return cell(f"{source['held_off'][:7]} was rolled back and is held off until the reference moves on", "yellow")
+        text = f"the reference names {source['held_off'][:7]}, which is held off until it moves on"
+        return cell(text, "yellow")
     return Text()
 
 
@@ -252,9 +258,7 @@ def _kernel(answer: Json, now: float) -> Text:
         text += cell(f", compared {max(0.0, now - drift['looked']):.1f} s ago")
     if drift.get("found"):
         last = drift["recent"][-1]
-        text += cell(
-            f"; {drift['found']} differences found, the last {age(last['at'], now)} ago: {last['what']}", "red"
-        )
+        text += cell(f"; found to differ {drift['found']}x, last {age(last['at'], now)} ago: {last['what']}", "red")
     return text
 
 
@@ -273,6 +277,18 @@ def _trial(trial: Json | None, now: float) -> Text:
 def _isolated(isolated: Sequence[Json], now: float) -> Text:
     texts = [f"{one['workload']} for {age(one['since'], now)}: {one['reason']}" for one in isolated]
     return Text(safe_lines("\n".join(texts)), style="yellow")
+
+
+def withheld(found: Sequence[Json], now: float) -> Text:
+    """Workloads that are not as their posture requires, a line for each requirement that fails."""
+    texts = [
+        f"{one['workload']} for {age(one['since'], now)}: {_failure(each)}" for one in found for each in one["failures"]
+    ]
+    return Text(safe_lines("\n".join(texts)), style="red")
+
+
+def _failure(failure: Json) -> str:
+    return f"{failure['term']} has to be {failure['expected']}, found: {failure['found']}"
 
 
 def _hook_errors(kernel: Json) -> Text:
@@ -295,6 +311,12 @@ def _attested(attested: Json) -> str:
 def _totals(totals: Json) -> Text:
     parts = [cell(f"{totals[word]} {word}", STYLES[word]) for word in ("allow", "deny", "would-deny")]
     return Text(", ").join(parts)
+
+
+def _dns(outcomes: Json) -> str:
+    """What became of answers about names that policy knows; empty when there was none."""
+    counted = [f"{number} {outcome.replace('-', ' ')}" for outcome, number in outcomes.items() if number]
+    return f"answers about names: {', '.join(counted)}" if counted else ""
 
 
 def _maps(maps: Json) -> str:

@@ -17,6 +17,7 @@ from bulkhead.errors import Diagnostic, ExitCode, Loc, PolicyError, UsageError
 
 if TYPE_CHECKING:
     from bulkhead.dataplane.addresses import Address
+    from bulkhead.dataplane.cluster_inventory import Cluster
     from bulkhead.dataplane.resolve import Resolved
     from bulkhead.dataplane.trials import Asked, Tables, Trial
     from bulkhead.kernel.judge import Judge
@@ -60,15 +61,20 @@ class Verdicts(NamedTuple):
     default="model",
     help="Who judges; kernel asks the real programs as well, which needs root.",
 )
+@click.option(
+    "--inventory", type=click.Path(path_type=Path), help="Kubernetes objects: hold tests and invariants in them, too."
+)
 @view_options(("table", "json", "junit"))
-def test(view: View, directory: Path, rev: str | None, engine: str) -> ExitCode:
+def test(view: View, directory: Path, rev: str | None, engine: str, inventory: Path | None) -> ExitCode:
     """Check that the policy in DIR compiles, and that its tests and invariants hold.
+
+    With `--inventory` they have to hold between these pods as well, whatever kind of policy decides there.
 
     Exits with 1 when a test, an invariant or lint finds an error, with 2 when the policy cannot be judged at all.
     """
     if engine == "kernel":
         _require_root()
-    found = _verdicts(directory, rev, engine)
+    found = _verdicts(directory, rev, engine, inventory)
     if view.as_json:
         show_json("Verdicts", [_case_json(case, found.engine) for case in found.cases])
     elif view.output == "junit":
@@ -92,11 +98,12 @@ def _require_root() -> None:
         raise UsageError("`--engine kernel` loads the kernel programs, which needs root; `--engine model` does not")
 
 
-def _verdicts(directory: Path, rev: str | None, engine: str) -> Verdicts:
+def _verdicts(directory: Path, rev: str | None, engine: str, inventory: Path | None) -> Verdicts:
     from bulkhead.cli.files import read_policy
     from bulkhead.dataplane.compile import examine
     from bulkhead.dataplane.lint import lint
 
+    cluster = _cluster(inventory) if inventory else None
     try:
         policy_set = read_policy(directory, rev)
     except PolicyError as error:
@@ -109,8 +116,14 @@ def _verdicts(directory: Path, rev: str | None, engine: str) -> Verdicts:
     except PolicyError as error:
         found = error.diagnostics
     unsound = tuple(one for one in found if one.code not in JUDGED)
+    pods = Judged({})
+    if cluster and not unsound:
+        pods = _judged_pods(policy_set, cluster, now)
+        unsound = tuple(one for one in pods.findings if one.code not in JUDGED)
     linted = tuple(one for one in lint(policy_set, now, resolved) if one.severity == "error")
     judged = _judged(resolved, found, engine) if resolved and not unsound else Judged({})
+    remark = ", ".join(filter(None, (judged.remark, pods.remark)))
+    found = (*found, *pods.findings)
     root = Loc("bulkhead.yaml", 1)
     cases = (
         Case("policy", "compiles", root, unsound),
@@ -119,8 +132,8 @@ def _verdicts(directory: Path, rev: str | None, engine: str) -> Verdicts:
         *_expectations(policy_set, found, judged.disputes, judged=not unsound),
     )
     if unsound or judged.disputes:
-        return Verdicts(cases, ExitCode.INVALID, engine, judged.remark)
-    return Verdicts(cases, ExitCode.NO if found or linted else ExitCode.OK, engine, judged.remark)
+        return Verdicts(cases, ExitCode.INVALID, engine, remark)
+    return Verdicts(cases, ExitCode.NO if found or linted else ExitCode.OK, engine, remark)
 
 
 class Judged(NamedTuple):
@@ -128,6 +141,26 @@ class Judged(NamedTuple):
 
     disputes: Disputes
     remark: str = ""
+    findings: tuple[Diagnostic, ...] = ()
+    """What does not hold, beyond what was known."""
+
+
+def _cluster(inventory: Path) -> Cluster:
+    from bulkhead.cli.clusters import read_cluster
+
+    return read_cluster(inventory)
+
+
+def _judged_pods(policy_set: PolicySet, cluster: Cluster, now: datetime) -> Judged:
+    """Tests and invariants between the pods of a cluster, as all policies of the commit together have it."""
+    from bulkhead.dataplane.cluster import resolve_cluster
+    from bulkhead.dataplane.cluster_checks import cluster_findings
+
+    remark = f"judged between {len(cluster.pods):,} pods as well"
+    try:
+        return Judged({}, remark, cluster_findings(resolve_cluster(policy_set, cluster, now)))
+    except PolicyError as error:
+        return Judged({}, "", error.diagnostics)
 
 
 def _judged(resolved: Resolved, found: Sequence[Diagnostic], engine: str) -> Judged:

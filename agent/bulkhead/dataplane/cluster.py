@@ -37,7 +37,7 @@ DEFAULTS: Final = {
 
 
 class Grant(NamedTuple):
-    """Points that one rule allows."""
+    """Points that one rule decides."""
 
     first: int
     last: int
@@ -48,11 +48,13 @@ class Grant(NamedTuple):
 class Allowance:
     """What one end allows of conversations with another: grants that do not overlap, in order.
 
+    What is neither granted nor among `denials` is refused because no rule of NetworkPolicy's tier lets it through.
     Equal to nothing but itself: pairs with the same answer share the object.
     """
 
-    def __init__(self, grants: Iterable[Grant]) -> None:
+    def __init__(self, grants: Iterable[Grant], denials: Iterable[Grant] = ()) -> None:
         self.grants = tuple(sorted(grants))
+        self.denials = tuple(sorted(denials))
         self._starts = [grant.first for grant in self.grants]
 
     def at(self, protocol: int, port: int) -> Grant | None:
@@ -85,7 +87,7 @@ class ResolvedCluster:
         self.now = now
         self.parties: Parties = find_parties(policy_set, cluster)
         self.rules: Mapping[RuleId, RuleInfo] = _rule_infos(policy_set)
-        """Every rule that can allow something, the defaults included."""
+        """Every rule that can decide something, the defaults included."""
         self.defaults: Mapping[str, RuleId] = {
             rule.name.partition("/")[2]: number for number, rule in self.rules.items() if rule.kind == "default"
         }
@@ -142,13 +144,14 @@ class _Half:
             asked[clause.tier].append((clause, self._line(number, named)))
             relevant &= relevant - 1
         grants: list[Grant] = []
+        denials: list[Grant] = []
         left = EVERYTHING
         for tier in Tier:
-            left = _through(asked[tier], left, grants)
+            left = _through(asked[tier], left, grants, denials)
             if tier is Tier.NAMESPACE and is_isolated:
-                return Allowance(grants)
+                return Allowance(grants, denials)
         grants += (Grant(first, last, self._default, None) for first, last in left)
-        return Allowance(grants)
+        return Allowance(grants, denials)
 
     def _line(self, number: int, named: frozenset[NamedPort]) -> Line:
         """The ports of a clause, at a receiver with these names."""
@@ -159,16 +162,17 @@ class _Half:
         return line
 
 
-def _through(clauses: Sequence[tuple[_Clause, Line]], asked: Line, grants: list[Grant]) -> Line:
-    """Puts ports to the clauses of a tier, notes what they allow, and returns what they leave to the next."""
+def _through(clauses: Sequence[tuple[_Clause, Line]], asked: Line, grants: list[Grant], denials: list[Grant]) -> Line:
+    """Puts ports to the clauses of a tier, notes what they decide, and returns what they leave to the next."""
     passed = NOTHING
     for clause, line in clauses:
         decided = points.common(asked, line)
         asked = points.without(asked, decided)
-        if clause.action is Action.ACCEPT:
-            grants += (Grant(first, last, clause.rule_id, clause.deadline) for first, last in decided)
-        elif clause.action is Action.PASS:
+        if clause.action is Action.PASS:
             passed = points.joined((*passed, *decided))
+        else:
+            noted = grants if clause.action is Action.ACCEPT else denials
+            noted += (Grant(first, last, clause.rule_id, clause.deadline) for first, last in decided)
     return points.joined((*passed, *asked))
 
 

@@ -36,10 +36,15 @@ def judged_cluster(policy_set: PolicySet, cluster: Cluster, now: datetime) -> Re
     if refusals:
         raise PolicyError(refusals)
     resolved = resolve_cluster(policy_set, cluster, now)
-    findings = [*_broken(resolved), *_failing(resolved)]
+    findings = cluster_findings(resolved)
     if findings:
-        raise PolicyError(shown(policy_set, findings))
+        raise PolicyError(findings)
     return resolved
+
+
+def cluster_findings(resolved: ResolvedCluster) -> tuple[Diagnostic, ...]:
+    """Broken invariants (BH0501) and failing tests (BH0502) in this cluster."""
+    return tuple(shown(resolved.policy_set, [*_broken(resolved), *_failing(resolved)]))
 
 
 def _broken(resolved: ResolvedCluster) -> Iterator[Diagnostic]:

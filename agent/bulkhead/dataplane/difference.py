@@ -163,7 +163,7 @@ def _answers(both: Halves, regions: Regions) -> Iterator[_Answer]:
         for protocol in sorted(one.keys() | other.keys()):
             if question.version and _FAMILY_OF.get(protocol, question.version) != question.version:
                 continue
-            spans = _spans(one.get(protocol, []), other.get(protocol, []))
+            spans = changed_spans(one.get(protocol, []), other.get(protocol, []))
             for kind in Kind:
                 chosen = tuple(span for span in spans if span.kind is kind)
                 if chosen:
@@ -225,7 +225,7 @@ def _reachable(half: Half, wanted: set[Pair]) -> dict[Pair, Reachable]:
     }
 
 
-def _spans(before: Sequence[Stretch[float]], after: Sequence[Stretch[float]]) -> list[Span]:
+def changed_spans(before: Sequence[Stretch[float]], after: Sequence[Stretch[float]]) -> list[Span]:
     """Ports that change, neighbours that change alike in one."""
     found: list[Span] = []
     for span in map(Span._make, overlaid(before, after, REFUSED)):

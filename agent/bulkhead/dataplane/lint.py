@@ -4,62 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
-from ipaddress import ip_network
 
+from bulkhead.dataplane.cluster_lint import cluster_lint
+from bulkhead.dataplane.exposure import MANAGEMENT, is_public, is_within, trusted_networks
 from bulkhead.dataplane.resolve import Resolved, resolve
 from bulkhead.dataplane.shadows import Shadow, shadows
 from bulkhead.errors import Diagnostic, Loc, PolicyError
 from bulkhead.policy.check import check, finding
 from bulkhead.policy.model import (
     Entity,
-    External,
     Level,
     Mode,
-    Network,
     Peer,
     PolicySet,
     PortSpec,
     QualifiedName,
     Rule,
 )
-from bulkhead.policy.ports import PORT_MAX, PROTOCOLS, TCP, UDP
+from bulkhead.policy.ports import PORT_MAX, PROTOCOLS
 from bulkhead.policy.read import REPOSITORY_FILE
-
-PLACES: dict[Network, int] = {
-    ip_network("10.0.0.0/8"): 16,
-    ip_network("172.16.0.0/12"): 16,
-    ip_network("192.168.0.0/16"): 16,
-    ip_network("100.64.0.0/10"): 16,
-    ip_network("169.254.0.0/16"): 16,
-    ip_network("fc00::/7"): 48,
-    ip_network("fe80::/10"): 64,
-}
-"""Networks that say where somebody is and not who, with the prefix length up to which a part of one is a whole site."""
-
-_LONGEST_SITE = {version: max(site for place, site in PLACES.items() if place.version == version) for version in (4, 6)}
-
-EVERYBODY = {4: 1, 6: 3}
-"""Prefixes of this length and shorter are no network but the public, by address family."""
-
-MANAGEMENT = {
-    (TCP, 22): "SSH",
-    (TCP, 23): "Telnet",
-    (TCP, 135): "RPC",
-    (TCP, 445): "SMB",
-    (UDP, 161): "SNMP",
-    (UDP, 623): "IPMI",
-    (TCP, 2375): "Docker",
-    (TCP, 2376): "Docker",
-    (TCP, 2379): "etcd",
-    (TCP, 2380): "etcd",
-    (TCP, 3389): "RDP",
-    (TCP, 5900): "VNC",
-    (TCP, 5985): "WinRM",
-    (TCP, 5986): "WinRM",
-    (TCP, 6443): "the Kubernetes API",
-    (TCP, 10250): "the kubelet",
-}
-"""Ports through which a machine is run rather than used."""
 
 MANY_PORTS = 10_000
 """A rule that opens this many ports of one protocol opens more than anything listens on."""
@@ -91,6 +54,7 @@ def lint(policy_set: PolicySet, now: datetime, resolved: Resolved | None = None)
         *_opted_out(policy_set),
         *_no_lifeline(policy_set),
         *_idle_excepts(policy_set),
+        *cluster_lint(policy_set),
     ]
     return tuple(sorted(found, key=lambda each: (each.loc, each.code)))
 
@@ -128,7 +92,7 @@ def _shadow(policy_set: PolicySet, shadow: Shadow) -> Diagnostic:
 
 def _places(policy_set: PolicySet) -> Iterator[Diagnostic]:
     externals = {external.qualified: external for external in policy_set.externals}
-    trusted = {name: list(_trusted_networks(external)) for name, external in externals.items()}
+    trusted = {name: list(trusted_networks(each.cidr, each.excluded)) for name, each in externals.items()}
     for rule in policy_set.rules:
         for name in (*rule.source.externals, *rule.destination.externals):
             for network in trusted[name]:
@@ -139,32 +103,9 @@ def _places(policy_set: PolicySet) -> Iterator[Diagnostic]:
                 )
 
 
-def _trusted_networks(external: External) -> Iterator[Network]:
-    """Prefixes that hold a site, or more, of a network that is a place. The default route is everybody instead."""
-    for network in external.cidr:
-        if not 0 < network.prefixlen <= _LONGEST_SITE[network.version]:
-            continue
-        held = [place for place, site in PLACES.items() if _holds_site(network, place, site)]
-        if any(not any(_within(_common(place, network), each) for each in external.excluded) for place in held):
-            yield network
-
-
-def _holds_site(network: Network, place: Network, site: int) -> bool:
-    return _within(place, network) or (_within(network, place) and network.prefixlen <= site)
-
-
-def _common(one: Network, other: Network) -> Network:
-    """Of two networks that are nested, the inner."""
-    return one if one.prefixlen > other.prefixlen else other
-
-
-def _within(narrow: Network, wide: Network) -> bool:
-    return narrow.version == wide.version and narrow.prefixlen >= wide.prefixlen and narrow.network_address in wide
-
-
 def _everybody(policy_set: PolicySet) -> Iterator[Diagnostic]:
     """Rules that let every workload, or the whole world, through at once."""
-    public = {external.qualified for external in policy_set.externals if _is_public(external)}
+    public = {external.qualified for external in policy_set.externals if any(map(is_public, external.cidr))}
     for rule in policy_set.rules:
         outer = [peer for peer in (rule.source, rule.destination) if _is_everybody(peer, public)]
         if Entity.ANY in rule.source.entities and Entity.ANY in rule.destination.entities and _has_services(rule):
@@ -185,10 +126,6 @@ def _management(policy_set: PolicySet, rule: Rule) -> Iterator[Diagnostic]:
                 policy_set, "BH1012", rule.loc, hint=hint, rule=rule.qualified, port=port_text, service=service
             )
             return
-
-
-def _is_public(external: External) -> bool:
-    return any(network.prefixlen <= EVERYBODY[network.version] for network in external.cidr)
 
 
 def _is_everybody(peer: Peer, public: set[QualifiedName]) -> bool:
@@ -281,7 +218,7 @@ def _tested(policy_set: PolicySet) -> list[Peer]:
 def _idle_excepts(policy_set: PolicySet) -> Iterator[Diagnostic]:
     for external in policy_set.externals:
         for network in external.excluded:
-            if not any(_within(network, each) or _within(each, network) for each in external.cidr):
+            if not any(is_within(network, each) or is_within(each, network) for each in external.cidr):
                 yield finding(
                     policy_set, "BH1008", external.loc, hint="remove it", network=network, name=external.qualified
                 )

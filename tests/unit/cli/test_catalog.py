@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from bulkhead.cli.catalog_matrix import SIDE_MAX
-from bulkhead.cli.catalog_mermaid import EDGES_MAX, NODES_MAX
+from bulkhead.cli.catalog.matrix import SIDE_MAX
+from bulkhead.cli.catalog.mermaid import EDGES_MAX, NODES_MAX
 from bulkhead.cli.main import run
 from bulkhead.cli.markup import mermaid_text
 from lab.repository import POLICIES, example_repository

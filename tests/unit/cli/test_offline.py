@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bulkhead.abi import Abi
 from bulkhead.cli import doctor
 from bulkhead.cli.main import COMMANDS, run
 from lab.repository import POLICIES, example_repository
@@ -180,7 +181,7 @@ def test_the_list_of_commands_is_complete(capfd: Captured) -> None:
 
 def test_version_as_json(capfd: Captured) -> None:
     assert run(["version", "-o", "json"]) == 0
-    assert json.loads(capfd.readouterr().out)["data"]["layout"] == 1
+    assert json.loads(capfd.readouterr().out)["data"]["layout"] == Abi.LAYOUT
 
 
 def test_what_nobody_foresaw_is_words_and_a_traceback_only_on_request(

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from bulkhead.cli.main import run
-from bulkhead.cli.plan_markdown import COMMENT_MAX
+from bulkhead.cli.plan.markdown import COMMENT_MAX
 from lab.repository import example_repository, git
 from unit.cli.fake_agent import LOST, FakeAgent, record
 

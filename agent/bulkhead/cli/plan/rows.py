@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from bulkhead.cli.plan_words import author_of, few, span_text, traffic_text
-from bulkhead.cli.planning import Plan
+from bulkhead.cli.plan.cluster import end_texts, ports_text
+from bulkhead.cli.plan.plan import Plan
+from bulkhead.cli.plan.words import author_of, few, span_text, traffic_text
 from bulkhead.dataplane.compile import RuleInfo
 from bulkhead.dataplane.difference import Kind, Reach
 
@@ -25,7 +26,15 @@ class Row(NamedTuple):
 
 
 def rows(plan: Plan) -> list[Row]:
-    """The reach that changes, in as few rows as say it exactly, new reach first."""
+    """The reach that changes, in as few rows as say it exactly, new reach first. That of pods is last of its kind."""
+    inside = (
+        Row(one.kind, end_texts(one.sources), end_texts(one.destinations), ports_text(one), one.rules, "")
+        for one in (plan.cluster.reach if plan.cluster else ())
+    )
+    return sorted((*_native_rows(plan), *inside), key=lambda row: list(Kind).index(row.kind))
+
+
+def _native_rows(plan: Plan) -> list[Row]:
     ports: dict[tuple[Any, ...], dict[str, list[int]]] = defaultdict(dict)
     for at, one in enumerate(plan.found.reach):
         key = (one.kind, _end(one.source, one), _end(one.destination, one), one.rules)

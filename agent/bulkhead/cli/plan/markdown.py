@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from bulkhead.cli import plan_words as words
 from bulkhead.cli.markup import code
-from bulkhead.cli.plan_rows import Row, address_rows, rows
-from bulkhead.cli.planning import Plan
+from bulkhead.cli.plan import words
+from bulkhead.cli.plan.cluster import remark
+from bulkhead.cli.plan.plan import Plan
+from bulkhead.cli.plan.rows import Row, address_rows, rows
 from bulkhead.dataplane.replay import Edge, Effect
 from bulkhead.policy.alterations import Altered
 
@@ -85,8 +86,11 @@ def _size(line: str) -> int:
 
 
 def _closing(plan: Plan) -> Iterator[str]:
-    if plan.found:
+    if plan:
         yield words.checks_text(plan)
+    inside = remark(plan)
+    if inside:
+        yield f"<br>cluster {code(inside)}"
     data = words.data_text(plan)
     if data:
         yield f"<br>data {code(data)}"
@@ -116,7 +120,7 @@ def _edge(plan: Plan, edge: Edge) -> tuple[str, ...]:
 def _row(plan: Plan, row: Row) -> tuple[str, ...]:
     by: list[str] = []
     for rule in row.rules[: words.SHOWN]:
-        by.append(code(words.rule_text(rule)))
+        by.append(code(words.reason_text(rule, row.kind)))
         author = words.author_of_rule(plan, rule, row.kind)
         by += [code(author)] if author else []
     more = len(row.rules) - words.SHOWN

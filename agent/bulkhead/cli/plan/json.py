@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from bulkhead.cli import plan_words as words
-from bulkhead.cli.planning import Plan
+from bulkhead.cli.plan import words
+from bulkhead.cli.plan.cluster import cluster_json
+from bulkhead.cli.plan.plan import Plan, stood_before
 from bulkhead.dataplane.compile import RuleInfo
 from bulkhead.dataplane.difference import FOREVER, REFUSED, Kind, Reach, Span
 from bulkhead.dataplane.replay import Edge, Effect
@@ -32,6 +33,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             for one in found.addresses
         ],
         "altered": [_altered(plan, one) for one in found.altered],
+        "cluster": cluster_json(plan, _inside_rules(plan)),
         "authors": {"unsaid": plan.authors.unsaid or None},
         "recorded": _recorded(plan),
     }
@@ -56,8 +58,13 @@ def _reach(plan: Plan, at: int, one: Reach) -> dict[str, Any]:
     return data
 
 
+def _inside_rules(plan: Plan) -> list[list[dict[str, Any]]]:
+    reach = plan.cluster.reach if plan.cluster else ()
+    return [[_rule(plan, rule, one.kind) for rule in one.rules] for one in reach]
+
+
 def _rule(plan: Plan, rule: RuleInfo, kind: Kind) -> dict[str, Any]:
-    known = plan.authors.removed if kind is Kind.LOST else plan.authors.written
+    known = plan.authors.removed if stood_before(rule, kind) else plan.authors.written
     return {"name": rule.name, "kind": rule.kind, "loc": rule.loc.short, "author": _author(known.get(rule.loc))}
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-from bulkhead.cli import plan_words as words
 from bulkhead.cli.output import safe
-from bulkhead.cli.plan_rows import rows
-from bulkhead.cli.planning import Plan
+from bulkhead.cli.plan import words
+from bulkhead.cli.plan.plan import Plan
+from bulkhead.cli.plan.rows import rows
 from bulkhead.dataplane.compile import RuleInfo
 from bulkhead.dataplane.replay import Edge, Effect
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
-from bulkhead.cli import catalog_words as words
+from bulkhead.cli.catalog import words
 from bulkhead.cli.markup import mermaid_text
 from bulkhead.dataplane.catalog import Catalogue, Grant, Party
 from bulkhead.dataplane.usage import State

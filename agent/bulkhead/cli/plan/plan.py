@@ -9,8 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bulkhead.cli.clusters import read_cluster
 from bulkhead.control import client
 from bulkhead.control.protocol import RESPONSE_MAX, RemoteError
+from bulkhead.dataplane.cluster import resolve_cluster
+from bulkhead.dataplane.cluster_checks import judged_cluster
+from bulkhead.dataplane.cluster_difference import REFUSING, ClusterReach, cluster_difference
+from bulkhead.dataplane.cluster_inventory import Cluster
+from bulkhead.dataplane.compile import RuleInfo
 from bulkhead.dataplane.difference import Difference, Kind, difference_of
 from bulkhead.dataplane.halves import halves
 from bulkhead.dataplane.replay import Edge, Effect, Replay, edges_of_reach, replay
@@ -39,6 +45,19 @@ class Wish:
     with_authors: bool
     socket: Path
     """The agent's control socket."""
+    inventory: Path | None = None
+    """Kubernetes objects to judge both commits by; None: the inside of clusters is not looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """What changes in a cluster."""
+
+    path: Path
+    """Of its inventory."""
+    pods: int
+    nodes: int
+    reach: tuple[ClusterReach, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +75,12 @@ class Plan:
     tests: int
     """Expectations and invariants of the commit after; a plan is made only where they hold."""
     nevers: int
+    cluster: Inside | None = None
+    """None: no inventory was given."""
+
+    def __bool__(self) -> bool:
+        """Whether anything changes."""
+        return bool(self.found or (self.cluster and self.cluster.reach))
 
     @property
     def gaps(self) -> tuple[str, ...]:
@@ -78,23 +103,33 @@ def plan(wish: Wish) -> Plan:
     """Makes the plan.
 
     Raises UsageError, UnreachableError and PolicyError for commits, directories, exports and an agent that cannot be
-    used, PolicyError when NEW would be refused.
+    used, PolicyError when NEW would be refused, or breaks its tests and invariants in the cluster of the inventory.
     """
     evidence_of = _evidence_wanted(wish)
+    listed = read_cluster(wish.inventory) if wish.inventory else None
     repository, old, new = _read(wish)
-    both = halves(old, new, datetime.now(UTC))
+    now = datetime.now(UTC)
+    both = halves(old, new, now)
     found = difference_of(both)
     evidence = tuple(evidence_of.gather(old.commit))
     replayed = replay(both, (flow for one in evidence for flow in one.flows)) if evidence else None
+    inside = _inside(wish.inventory, listed, old, new, now) if wish.inventory and listed else None
     return Plan(
         found,
         replayed,
         tuple(one.coverage for one in evidence),
         edges_of_reach(found, replayed.edges if replayed else ()),
-        _authors(repository, old, new, found, replayed) if wish.with_authors and new.commit else Authors(),
+        _authors(repository, old, new, found, replayed, inside) if wish.with_authors and new.commit else Authors(),
         len({one.loc for test in new.tests for one in (*test.accept, *test.deny)}),
         len(new.nevers),
+        inside,
     )
+
+
+def _inside(path: Path, cluster: Cluster, old: PolicySet, new: PolicySet, now: datetime) -> Inside:
+    after = judged_cluster(new, cluster, now)
+    reach = cluster_difference(resolve_cluster(old, cluster, now), after)
+    return Inside(path, len(cluster.pods), len(cluster.nodes), reach)
 
 
 # Commits
@@ -180,11 +215,25 @@ def read_export(path: Path) -> Any:
 # Authors
 
 
-def _authors(repository: Path, old: PolicySet, new: PolicySet, found: Difference, replayed: Replay | None) -> Authors:
+def stood_before(rule: RuleInfo, kind: Kind) -> bool:
+    """Whether a rule that is named for a change is one of the commit before, so that its removal made the change."""
+    return (kind is Kind.LOST) is not (rule.kind in REFUSING)
+
+
+def _authors(
+    repository: Path,
+    old: PolicySet,
+    new: PolicySet,
+    found: Difference,
+    replayed: Replay | None,
+    inside: Inside | None,
+) -> Authors:
     written = {one.after for one in found.altered if one.after is not None}
     removed = {one.before for one in found.altered if one.before is not None}
-    for reach in found.reach:
-        (removed if reach.kind is Kind.LOST else written).update(rule.loc for rule in reach.rules)
+    credited = [(rule, one.kind) for one in found.reach for rule in one.rules]
+    credited += [(rule, one.kind) for one in (inside.reach if inside else ()) for rule in one.rules]
+    for rule, kind in credited:
+        (removed if stood_before(rule, kind) else written).add(rule.loc)
     for edge in replayed.edges if replayed else ():
         if edge.rule is not None:
             (removed if edge.effect is Effect.BREAKS else written).add(edge.rule.loc)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bulkhead.cli import catalog_words as words
+from bulkhead.cli.catalog import words
 from bulkhead.dataplane.catalog import Catalogue, Expected, Grant, Invariant, Outside, Party, Service, Ties
 from bulkhead.dataplane.usage import Observed, Undeclared
 

@@ -6,10 +6,11 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
-from bulkhead.cli import plan_words as words
 from bulkhead.cli.output import cell, safe
-from bulkhead.cli.plan_rows import Row, address_rows, rows
-from bulkhead.cli.planning import Plan
+from bulkhead.cli.plan import words
+from bulkhead.cli.plan.cluster import remark
+from bulkhead.cli.plan.plan import Plan
+from bulkhead.cli.plan.rows import Row, address_rows, rows
 from bulkhead.dataplane.difference import Kind
 from bulkhead.dataplane.replay import Edge, Effect
 from bulkhead.observe.evidence import age_text
@@ -47,10 +48,12 @@ def _sections(plan: Plan) -> Iterator[RenderableType]:
 def _closing(plan: Plan) -> list[RenderableType]:
     """The checks, what the answer rests on, and the summary."""
     data, unsaid = words.data_text(plan), plan.authors.unsaid
-    lines = [words.checks_text(plan)] if plan.found else []
+    lines = [words.checks_text(plan)] if plan else []
+    lines += [f"cluster: {inside}"] if (inside := remark(plan)) else []
     lines += [f"data {data}"] if data else []
     lines += [f"authors: {unsaid}"] if unsaid else []
-    longest = max(map(len, (plan.found.altered, plan.found.reach, plan.replay.edges if plan.replay else ())))
+    reach = (*plan.found.reach, *(plan.cluster.reach if plan.cluster else ()))
+    longest = max(map(len, (plan.found.altered, reach, plan.replay.edges if plan.replay else ())))
     lines += [f"of each part no more than {ROWS_MAX:,} rows are shown: `-o json` has all"] if longest > ROWS_MAX else []
     return [*map(cell, lines), cell(f"Plan: {words.summary(plan)}")]
 
@@ -88,7 +91,7 @@ def _reach(plan: Plan, changed: Sequence[Row]) -> RenderableType:
 
 def _rules(plan: Plan, row: Row) -> Iterator[str]:
     for rule in row.rules[: words.SHOWN]:
-        yield words.rule_text(rule)
+        yield words.reason_text(rule, row.kind)
         author = words.author_of_rule(plan, rule, row.kind)
         if author:
             yield f"  {author}"

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
-from bulkhead.cli.planning import Plan
+from bulkhead.cli.plan.plan import Plan, stood_before
+from bulkhead.dataplane.cluster_difference import SELECTS
 from bulkhead.dataplane.compile import RuleInfo
 from bulkhead.dataplane.difference import FOREVER, Kind, Span
 from bulkhead.dataplane.replay import Edge, Effect
 from bulkhead.observe.evidence import Coverage, age_text
-from bulkhead.policy.alterations import RULE_KINDS, Altered
+from bulkhead.policy.alterations import CLUSTER_RULE, RULE_KINDS, Altered
 from bulkhead.policy.authors import Author
 from bulkhead.policy.ports import ICMP, ICMP_TYPES, ICMPV6, PORT_MAX, TCP, UDP
 
@@ -22,6 +23,8 @@ MARKS: Final = {Kind.GAINED: "+", Kind.LOST: "-", Kind.RETIMED: "~"}
 WHAT: Final = {"added": "+", "removed": "-", "changed": "~"}
 SHORT: Final = 7
 """Characters of a commit id that are shown."""
+
+_SAME: Final = "the same for everybody"
 
 _SUFFIX: Final = {TCP: "", UDP: "/udp"}
 _WHOLE: Final = {TCP: "any/tcp", UDP: "any/udp", ICMP: "icmp", ICMPV6: "icmp"}
@@ -79,8 +82,14 @@ def few(texts: Sequence[str]) -> str:
 
 
 def rule_text(rule: RuleInfo) -> str:
-    """A rule with its place."""
-    return f"{rule.name} {rule.loc.short}"
+    """A rule with its place; what nobody's rule says has none."""
+    return rule.name if rule.kind == "default" else f"{rule.name} {rule.loc.short}"
+
+
+def reason_text(rule: RuleInfo, kind: Kind) -> str:
+    """A rule as the reason of a change."""
+    verb = {"deny": "denied by ", SELECTS: "selected by "}.get(rule.kind, "")
+    return f"{'was ' if verb and kind is Kind.GAINED else ''}{verb}{rule_text(rule)}"
 
 
 def author_text(author: Author, kind: Kind = Kind.GAINED) -> str:
@@ -92,9 +101,11 @@ def author_text(author: Author, kind: Kind = Kind.GAINED) -> str:
 
 def author_of_rule(plan: Plan, rule: RuleInfo, kind: Kind) -> str:
     """Who brought a change by a rule; empty when that is not known, or the rule stands as it did."""
-    known = plan.authors.removed if kind is Kind.LOST else plan.authors.written
-    author = known.get(rule.loc)
-    return author_text(author, kind) if author else ""
+    if rule.kind == "default":
+        return ""
+    is_old = stood_before(rule, kind)
+    author = (plan.authors.removed if is_old else plan.authors.written).get(rule.loc)
+    return author_text(author, Kind.LOST if is_old else Kind.GAINED) if author else ""
 
 
 def edge_rule(plan: Plan, edge: Edge) -> list[str]:
@@ -199,15 +210,19 @@ def checks_text(plan: Plan) -> str:
 
 def summary(plan: Plan) -> str:
     """One line for all of it."""
-    if not plan.found:
+    if not plan:
         return "no changes"
-    rules = Counter(one.what for one in plan.found.altered if one.kind in RULE_KINDS)
+    rules = Counter(one.what for one in plan.found.altered if one.kind in (*RULE_KINDS, CLUSTER_RULE))
     reach = Counter(one.kind for one in plan.found.reach)
     idle = sum(not one.effect for one in plan.found.altered)
     groups = [
         ("rules", [f"{rules[what]} {what}" for what in ("added", "changed", "removed") if rules[what]]),
-        ("reach", [f"{reach[kind]} {kind.value}" for kind in Kind if reach[kind]] or ["the same for everybody"]),
+        ("reach", [f"{reach[kind]} {kind.value}" for kind in Kind if reach[kind]] or [_SAME]),
     ]
+    if plan.cluster is not None:
+        inside = Counter(one.kind for one in plan.cluster.reach)
+        counts = [f"{inside[kind]} {kind.value}" for kind in Kind if inside[kind]]
+        groups.append(("between pods", counts or [_SAME]))
     parts = [f"{name} {', '.join(counts)}" for name, counts in groups if counts]
     parts += [f"{idle} rules changed without effect"] if idle else []
     parts += [f"{len(plan.breaking)} BREAKING"] if plan.breaking else []

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from bulkhead.cli import catalog_words as words
-from bulkhead.cli.catalog_mermaid import Diagram, diagrams
+from bulkhead.cli.catalog import words
+from bulkhead.cli.catalog.mermaid import Diagram, diagrams
 from bulkhead.cli.markup import code, codes, prose, rows
 from bulkhead.dataplane.catalog import Catalogue, Grant, Invariant, Outside, Party, Service, Ties
 from bulkhead.dataplane.usage import Observed, Undeclared

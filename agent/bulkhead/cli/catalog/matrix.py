@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
-from bulkhead.cli import catalog_words as words
+from bulkhead.cli.catalog import words
 from bulkhead.dataplane.catalog import Catalogue, Grant
 from bulkhead.dataplane.usage import State, Undeclared
 

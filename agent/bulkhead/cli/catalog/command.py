@@ -53,7 +53,7 @@ def catalog(
 
 
 def _observed(view: View, flows: Path | None, live: bool, commit: str) -> Observed | None:
-    from bulkhead.cli.catalog_flows import from_agent, from_file
+    from bulkhead.cli.catalog.flows import from_agent, from_file
 
     if live:
         return from_agent(view.socket, commit, time.time())
@@ -62,14 +62,14 @@ def _observed(view: View, flows: Path | None, live: bool, commit: str) -> Observ
 
 def _write(view: View, found: Catalogue) -> None:
     if view.as_json:
-        from bulkhead.cli.catalog_json import as_json
+        from bulkhead.cli.catalog.json import as_json
 
         show_json("Catalog", as_json(found))
     elif view.output == "html":
-        from bulkhead.cli.catalog_html import html
+        from bulkhead.cli.catalog.html import html
 
         click.echo(html(found), nl=False)
     else:
-        from bulkhead.cli.catalog_markdown import markdown
+        from bulkhead.cli.catalog.markdown import markdown
 
         click.echo(markdown(found), nl=False)

@@ -8,8 +8,8 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from bulkhead.cli import catalog_words as words
-from bulkhead.cli.catalog_matrix import matrices
+from bulkhead.cli.catalog import words
+from bulkhead.cli.catalog.matrix import matrices
 from bulkhead.cli.output import safe
 from bulkhead.dataplane.catalog import Catalogue
 
@@ -20,7 +20,7 @@ def html(found: Catalogue) -> str:
         autoescape=True, undefined=StrictUndefined, finalize=_printable, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["listed"] = _listed
-    template = environment.from_string(resources.files("bulkhead.cli").joinpath("catalog.html").read_text("utf-8"))
+    template = environment.from_string(resources.files("bulkhead.cli.catalog").joinpath("page.html").read_text("utf-8"))
     known = {str(one.name) for one in found.services} | {one.name for one in found.outsides}
     return template.render(found=found, known=known, matrices=matrices(found), words=words) + "\n"
 

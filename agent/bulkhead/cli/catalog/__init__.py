@@ -1,0 +1,1 @@
+"""The service catalogue: the command, and one file for each form it takes."""
