@@ -7,13 +7,23 @@ import re
 import socket
 import tomllib
 from dataclasses import dataclass, field, fields, replace
+from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bulkhead.errors import UnreachableError, UsageError
 
 DEFAULT_FILE = Path("/etc/bulkhead/agent.toml")
 DEFAULT_RUN_DIR = Path("/run/bulkhead")
+
+
+class Lifeline(NamedTuple):
+    """A way in that no commit can cut."""
+
+    source: str
+    """CIDR block that it is open to."""
+    port: int
+    """TCP port."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +61,8 @@ class Settings:
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 9464
     """0: no metrics endpoint."""
+    lifeline: tuple[Lifeline, ...] = ()
+    """Ways in that no commit can cut, as `[{from = "10.9.0.0/24", port = 22}]`."""
     prefer: str = "tcx"
     """`tcx` where the kernel has it, or `clsact` to force filters."""
     observe_only: bool = False
@@ -105,6 +117,11 @@ class Settings:
     def quarantine(self) -> Path:
         """The workloads that an operator has isolated."""
         return self.state_dir / "quarantine.json"
+
+    @property
+    def health(self) -> Path:
+        """Where the operator's checks keep a file for each state of the node that a posture may require."""
+        return self.run_dir / "health"
 
     @property
     def saved_flows(self) -> Path:
@@ -172,6 +189,10 @@ def _converted(key: str, value: Any) -> Any:
         if not isinstance(value, str | Path):
             raise UsageError(f"the setting `{key}` is a path, not `{value!r}`")
         return Path(value)
+    if key == "lifeline":
+        if not isinstance(value, list | tuple):
+            raise UsageError(f"the setting `lifeline` is a list, not `{value!r}`")
+        return tuple(_lifeline(one) for one in value)
     if key == "repository" and isinstance(value, Path):
         return str(value)
     wanted = _TYPES.get(key, str)
@@ -180,6 +201,22 @@ def _converted(key: str, value: Any) -> Any:
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
         raise UsageError(f"the setting `{key}` takes a {wanted.__name__}, not `{value!r}`")
     return value
+
+
+def _lifeline(value: Any) -> Lifeline:
+    """One entry, as written or as `dump` wrote it."""
+    entry = dict(zip(("from", "port"), value, strict=False)) if isinstance(value, list | tuple) else value
+    if not isinstance(entry, dict) or entry.keys() != {"from", "port"}:
+        example = '{from = "10.9.0.0/24", port = 22}'
+        raise UsageError(f"the setting `lifeline` has entries such as `{example}`, not `{value!r}`")
+    try:
+        network = ip_network(entry["from"])
+    except ValueError as error:
+        raise UsageError(f"the setting `lifeline`: {error}") from error
+    port = entry["port"]
+    if not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535:
+        raise UsageError(f"the setting `lifeline`: `port` is 1..65535, not `{port!r}`")
+    return Lifeline(str(network), port)
 
 
 def _checked(settings: Settings) -> Settings:

@@ -44,6 +44,7 @@ from bulkhead.dataplane.compile import compile_commit
 from bulkhead.errors import BulkheadError, PolicyError, UnreachableError, UsageError
 from bulkhead.policy.git import git_directory, resolve
 from bulkhead.policy.history import History
+from bulkhead.policy.lifeline import with_lifeline
 from bulkhead.policy.parse import ParseCache, parse
 from bulkhead.policy.remote import Mirror, Remote, RemoteError
 from bulkhead.policy.signers import Roots, read_operators
@@ -241,6 +242,7 @@ class Compiler:
 
     def _compile(self, commit: str) -> bytes:
         policy_set = parse(read_commit(self.source.repository, commit), self.cache)
+        policy_set = with_lifeline(policy_set, self.settings.lifeline)
         return pack(compile_commit(policy_set, self.settings.host, datetime.now(UTC)))
 
     def _refuse(self, commit: str, error: BulkheadError, *, rollback: bool) -> None:

@@ -51,6 +51,18 @@ def eventually(ask: Callable[[], object], timeout_s: float = 3.0) -> bool:
     return False
 
 
+@pytest.mark.parametrize("address", [LOCAL, "::1", FAR4])
+def test_a_silent_conversation_is_ended_as_well(host: Host, ends, outside, address: str) -> None:
+    """Nobody says a word on it: it is gone without a packet to judge."""
+    _, api, _ = ends
+    far = {"far": "{cidr: [10.77.0.2/32]}"}
+    port = 80 if address == FAR4 else 5432
+    host.enforce(policy("api -> db 5432", "api -> far 80", externals=far))
+    assert api.hold("silent", address, port) == "ok"
+    host.enforce(policy("api -> db 5433", externals=far))
+    assert eventually(lambda: f":{port}" not in host.run("tool", ["ss", "-Htn", "state", "established"]).stdout)
+
+
 @pytest.mark.parametrize("address", [LOCAL, "::1"])
 def test_a_one_line_change_cuts_an_open_connection_and_destroys_its_socket(host: Host, ends, address: str) -> None:
     _, api, _ = ends

@@ -29,9 +29,9 @@ def rules(*written: str) -> dict[str, str]:
     return {"bulkhead.yaml": repository(), "t.yaml": policy(*written, workloads=WORKLOADS, externals=ADMINS)}
 
 
-@pytest.fixture
-def lab() -> Iterator[tuple[Host, Host, Sshd]]:
-    """A host with a real sshd that its administrator at the other end of the wire may reach, and that enforces so."""
+@pytest.fixture(scope="module")
+def machines() -> Iterator[tuple[Host, Host, Sshd]]:
+    """A host with a real sshd, and its administrator's machine at the other end of the wire."""
     with Host("near") as near, Host("far") as far, joined(near, far):
         near.commit(rules("admins -> sshd 22", "api -> db 5432"))
         near.start_agent()
@@ -39,15 +39,30 @@ def lab() -> Iterator[tuple[Host, Host, Sshd]]:
             yield near, far, sshd
 
 
+@pytest.fixture
+def lab(machines) -> tuple[Host, Host, Sshd]:
+    """The administrator may log in, `api` may reach `db`, and no policy is tried."""
+    near, _, _ = machines
+    near.more_settings = {}
+    near.stop_agent()
+    near.start_agent()
+    git = ["git", "-C", str(near.repository), "-c", "user.name=lab", "-c", "user.email=lab@example.org"]
+    subprocess.run([*git, "merge", "-q", "-s", "ours", "-m", "after a trial", commit_of(near)], check=True)
+    commit = near.commit(rules("admins -> sshd 22", "api -> db 5432"))
+    assert near.wait_for_commit(commit)["commit"] == commit
+    return machines
+
+
 def branch(host: Host, name: str, *written: str) -> str:
     """Commit rules on a branch that is not enforced: in a clone, for what is checked out here is what is enforced."""
-    clone = host.directory / f"clone-{name}"
+    clone = host.directory / "clone"
+    shutil.rmtree(clone, ignore_errors=True)
     subprocess.run(["git", "clone", "-q", str(host.repository), str(clone)], check=True)
     for path, text in rules(*written).items():
         (clone / path).write_text(text)
     git = ["git", "-C", str(clone), "-c", "user.name=lab", "-c", "user.email=lab@example.org"]
     subprocess.run([*git, "commit", "-q", "-am", name], check=True)
-    subprocess.run([*git, "push", "-q", "origin", f"HEAD:{name}"], check=True)
+    subprocess.run([*git, "push", "-q", "--force", "origin", f"HEAD:{name}"], check=True)
     return subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
 
 
@@ -81,6 +96,24 @@ def test_an_administrator_who_locks_himself_out_gets_back_in(lab, agent_dies: bo
     assert commit_of(near) == before
 
 
+def test_the_operators_lifeline_is_not_for_a_commit_to_cut(lab) -> None:
+    """Not by saying nothing of it, by forbidding it, or by a test that wants it closed."""
+    near, far, sshd = lab
+    near.stop_agent()
+    near.more_settings = {"lifeline": [{"from": "10.77.0.2/32", "port": 22}]}
+    near.start_agent()
+    text = rules("api -> db 5432")
+    text["t.yaml"] += (
+        "never:\n  - {name: closed, from: admins, to: sshd, why: nobody logs in}\n"
+        'tests:\n  - {from: admins, deny: ["sshd:22"]}\n'
+    )
+    commit = near.commit(text)
+    assert near.wait_for_commit(commit)["commit"] == commit
+    assert sshd.can_login(far, timeout_s=5)
+    (rule,) = [one for one in near.ask("rules", "ls")["rules"] if one["kind"] == "operator"]
+    assert (rule["name"], rule["source"].partition("@")[0]) == ("agent.toml/lifeline-1", "agent.toml:1")
+
+
 def test_a_confirmed_policy_stays_and_so_does_an_old_one_not(lab, puppets) -> None:
     near, far, sshd = lab
     good = branch(near, "good", "admins -> sshd 22")
@@ -98,7 +131,7 @@ def test_a_confirmed_policy_stays_and_so_does_an_old_one_not(lab, puppets) -> No
         with sshd.login(far) as second:
             assert second.run(bulkhead(near, "confirm")).endswith("exit 0")
     status = near.call("status")
-    assert (status["commit"], status["trial"]) == (good, None)
+    assert (status["commit"], status["trial"], status["policy"]["error"]) == (good, None, None)
     near.stop_agent()
     near.start_agent()
     assert commit_of(near) == good

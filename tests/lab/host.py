@@ -50,6 +50,8 @@ class Host:
         self.run_dir = self.directory / "run"
         self.netns = f"bh-{self.tag}"[-60:]
         self.prefer = prefer
+        self.more_settings: dict[str, object] = {}
+        """As in agent.toml, beside those that every lab host has."""
         self.wrap: list[str] = []
         """Command line that the agent is started through, such as `unshare -m …`."""
         self.agent: subprocess.Popen[bytes] | None = None
@@ -121,13 +123,13 @@ class Host:
             "state_dir": str(self.directory / "state"),
             "metrics_port": 9464,
             "prefer": self.prefer,
-        }
+        } | self.more_settings
 
     @property
     def config(self) -> Path:
         """The settings file, written now."""
         path = self.directory / "agent.toml"
-        path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in self.settings.items()))
+        path.write_text("".join(f"{key} = {_toml(value)}\n" for key, value in self.settings.items()))
         return path
 
     @property
@@ -257,6 +259,14 @@ class Host:
         if not program.stdout.readline():
             raise RuntimeError("the server did not start")
         return program
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {_toml(one)}' for key, one in value.items())}}}"
+    return json.dumps(value)
 
 
 @contextmanager

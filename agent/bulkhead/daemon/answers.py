@@ -13,8 +13,10 @@ from typing import Any, Final
 from bulkhead.abi import Mode, PolicyEntry, PolicyKey
 from bulkhead.daemon.counters import Counters
 from bulkhead.daemon.enforcer import Enforcer
+from bulkhead.daemon.readiness import readiness
 from bulkhead.daemon.trial import Trial
 from bulkhead.daemon.upkeep import Upkeep
+from bulkhead.dataplane.compile import WorkloadInfo
 from bulkhead.identity import processes
 from bulkhead.identity.selectors import Identified, unit_of
 from bulkhead.kernel.devices import list_devices
@@ -194,12 +196,14 @@ class Answers:
             },
             "totals": self.totals(),
             "lost": self.lost(),
+            "dns": self.counters.dns_answers(),
             "maps": {name: {"entries": n, "max": top} for name, (n, top) in self.counters.sizes().items()},
             "adoption": str(enforcer.adoption),
             "git_equals_kernel": not differences,
             "differences": differences,
             "drift": self.upkeep.report(),
             "quarantine": [asdict(one) for one in enforcer.quarantine],
+            "withheld": [asdict(one) for one in enforcer.posture.standing],
             "trial": asdict(self.trial) if self.trial else None,
         }
 
@@ -256,6 +260,9 @@ class Answers:
             host += 1 if count and not named else 0
             for name in named:
                 endpoints.setdefault(name, []).append({"cgroup": path, "unit": unit_of(path), "processes": count})
+        enforcer.read_verdicts()  # what is counted has then been heard of
+        pin = enforcer.settings.pins / "maps" / "edges"
+        ready = readiness(self.counters.edges(), self._flows, self.lost(), pin)
         workloads = [
             {
                 "name": info.qualified,
@@ -264,13 +271,27 @@ class Answers:
                 "mode": str(info.mode),
                 "labels": dict(info.labels),
                 "source": info.loc.short,
+                "posture": self._posture(info),
                 "endpoints": endpoints.get(info.qualified, []),
+                "verdicts": asdict(ready[info.identity]),
             }
             for info in (bundle.workloads() if bundle else ())
             if info.local
         ]
         ambiguous = [{"cgroup": path, "workloads": list(names)} for path, names in (plan.ambiguous() if plan else [])]
         return {"workloads": workloads, "host": {"endpoints": host}, "ambiguous": ambiguous}
+
+    def _posture(self, info: WorkloadInfo) -> Json | None:
+        """What is required of a workload, and how it fails; None when nothing is required."""
+        if not info.posture:
+            return None
+        failing = {one.workload: one for one in self._enforcer.posture.standing}.get(info.qualified)
+        return {
+            "required": [asdict(one) for one in info.posture],
+            "ok": failing is None,
+            "since": failing.since if failing else None,
+            "failures": [asdict(one) for one in failing.failures] if failing else [],
+        }
 
     def inventory(self) -> Json:
         """The running processes as endpoints, for judging this host offline."""

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from bulkhead.abi import ControlKind, Direction, DropReason, EdgeKey, Loss, Verdict, name_of
+from bulkhead.abi import ControlKind, Direction, DnsOutcome, DropReason, EdgeKey, Loss, Verdict, name_of
 from bulkhead.dataplane.resolve import Limits
 from bulkhead.kernel.libbpf import Map
 from bulkhead.kernel.maps import KernelMaps
 
-_COUNTED_MAPS: Final = ("executables", "datagrams", "fragments", "echoes", "edges")
-_GENERATION_MAPS: Final = ("policy", "classes4", "classes6", "cgroups", "members", "subjects")
+_COUNTED_MAPS: Final = ("executables", "datagrams", "fragments", "echoes", "edges", "questions", "learned")
+_GENERATION_MAPS: Final = ("policy", "classes4", "classes6", "cgroups", "members", "subjects", "names")
 
 
 _MADE_TO_MEASURE: Final = {
     "policy": Limits().policy_entries,
     "classes4": Limits().prefixes,
     "classes6": Limits().prefixes,
+    "names": Limits().names,
 }
 """Maps that are made as large as their content: what bounds them is the compiler's limit."""
 
@@ -95,6 +96,11 @@ class Counters:
         """What user space was not told, by source."""
         sums = _sums(self._maps.fixed("losses"))
         return {name_of(Loss, kind): sums[kind] for kind in Loss if kind is not Loss.MAX}
+
+    def dns_answers(self) -> dict[str, int]:
+        """Answers about names that policy knows, by what became of them."""
+        sums = _sums(self._maps.fixed("dns_answers"))
+        return {name_of(DnsOutcome, kind): sums[kind] for kind in DnsOutcome if kind is not DnsOutcome.MAX}
 
     def controls(self) -> dict[str, int]:
         """Kernel control packets that passed, by kind."""

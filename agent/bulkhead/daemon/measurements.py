@@ -19,6 +19,7 @@ def measure(answers: Answers, namer: Namer, enforcer: Enforcer, policy: PolicySt
     refusals = list(counters.refusals())
     rules = list(bundle.rules()) if bundle else []
     workloads = [info for info in bundle.workloads() if info.local] if bundle else []
+    failing = {one.workload for one in enforcer.posture.standing}
     hits = counters.hits(dict(enforcer.hits.items()))
     return Measurements(
         drops={(one.reason, one.direction): one.total for one in refusals if one.verdict == "deny"},
@@ -43,10 +44,12 @@ def measure(answers: Answers, namer: Namer, enforcer: Enforcer, policy: PolicySt
         maps=tuple(MapFill(name, entries, top) for name, (entries, top) in counters.sizes().items()),
         attested_cgroups=len(enforcer.attestation.plan.paths) if enforcer.attestation.plan else 0,
         control_packets=counters.controls(),
+        dns_answers=counters.dns_answers(),
         drifts=answers.upkeep.outcomes(),
         kernel_equals_git=not answers.upkeep.standing,
         looked=answers.upkeep.looked,
         isolated=tuple(one.workload for one in enforcer.quarantine),
+        postures={info.qualified: info.qualified not in failing for info in workloads if info.posture},
     )
 
 
@@ -66,6 +69,7 @@ def _externals(enforcer: Enforcer) -> set[str]:
     if bundle is None:
         return set()
     numbers = {identity for version in (4, 6) for _, identity in bundle.prefixes(version)}
+    numbers |= {name.identity for _, name in bundle.names()}
     return {name for number in numbers if (name := bundle.identity_name(number)) is not None}
 
 

@@ -24,6 +24,7 @@ from typing import Any, Final
 
 import sdnotify
 
+from bulkhead.abi import DropReason, Identity, VerdictEvent
 from bulkhead.config import Settings
 from bulkhead.control.peers import Peer
 from bulkhead.control.server import ChangeHandler, Server
@@ -32,7 +33,10 @@ from bulkhead.daemon.accepted import Accepted, Rollback
 from bulkhead.daemon.answers import Answers, PolicyState
 from bulkhead.daemon.conversations import conversations
 from bulkhead.daemon.enforcer import EVENT_POLL_S, Enforcer, empty_bundle
+from bulkhead.daemon.learned import learned_names
 from bulkhead.daemon.measurements import measure
+from bulkhead.daemon.silent import cut_silent
+from bulkhead.daemon.switches import switches
 from bulkhead.daemon.trial import Trial, checked_seconds
 from bulkhead.daemon.upkeep import Upkeep
 from bulkhead.daemon.worker import PolicyWorker, Report, SourceReport
@@ -136,6 +140,7 @@ class Agent:
         self._pending: list[Report] = []
         self.trial: Trial | None = None
         self._ending: asyncio.Task[None] | None = None
+        self._cutting: asyncio.Task[None] | None = None
         self._waiting: Report | None = None
         """What came while a policy was tried."""
         self._started = False
@@ -242,6 +247,9 @@ class Agent:
         try:
             await self._switch(report)
         except BulkheadError as error:
+            if self.enforcer.is_trying:  # it began while this waited for its turn
+                self._waiting = report
+                return
             self._refuse(report.commit, str(error))
             return
         if report.commit != self.accepted.commit:
@@ -283,9 +291,23 @@ class Agent:
             self._ending = asyncio.create_task(self._trial_over())
         return found
 
+    async def _examine_posture(self) -> None:
+        if await self.enforcer.examine_posture():
+            self._in_force()
+
     def _in_force(self) -> None:
         if self.enforcer.bundle is not None:
             self.namer.add(self.enforcer.generation, tables_of(self.enforcer.bundle))
+        if self.is_ready:
+            self._cutting = asyncio.create_task(self._cut_silent(self._cutting))
+
+    async def _cut_silent(self, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        try:
+            await asyncio.to_thread(cut_silent, self.enforcer)
+        except BulkheadError as error:
+            log.error("cannot look for silent conversations; each is judged at its next packet", cause=str(error))
 
     # Service
 
@@ -294,7 +316,8 @@ class Agent:
             server = Server(self.settings.control_socket, self._reads(), self._changes(), {"watch": self._watch})
             await stack.enter_async_context(server)
             self.enforcer.on_hooks_changed = self.upkeep.hint
-            for task in (self._poll_events(), self._feed_watchdog(), self.upkeep.run()):
+            posture = self.enforcer.posture.run(self._examine_posture)
+            for task in (self._poll_events(), self._feed_watchdog(), posture, self.upkeep.run()):
                 stack.callback(asyncio.create_task(task).cancel)
             self.is_ready = True
             self._notifier.notify(f"READY=1\nSTATUS=generation {self.enforcer.generation}")
@@ -334,6 +357,7 @@ class Agent:
             "flows": _answer(partial(self._records, verdicts=("allow", "deny", "would-deny"))),
             "minutes": _answer(self._minutes),
             "conversations": self._conversations,
+            "names": _answer(lambda _: learned_names(self.enforcer, self.namer)),
             "why": _answer(self._why),
             "can": _answer(self._can),
         }
@@ -385,7 +409,8 @@ class Agent:
                 raise RefusedError("a policy is being tried: confirm or revert it first")
             began, before = time.time(), self.enforcer.bundle.commit if self.enforcer.bundle else ""
             until = await self.enforcer.begin_trial(report.bundle, seconds)
-            self.trial = self.answers.trial = Trial(report.commit, before, began, until, peer.uid, peer.pid)
+            tip = report.tip if report.tip != report.commit else ""
+            self.trial = self.answers.trial = Trial(report.commit, before, began, until, peer.uid, peer.pid, tip)
             self._in_force()
         log.warning("trying a policy", commit=report.commit, before=before, seconds=seconds, uid=peer.uid)
         return self._trial_json(self.trial)
@@ -394,7 +419,7 @@ class Agent:
         trial = self._trial_under_way()
         trial.check_confirmation(peer.pid)
         self.enforcer.confirm_trial()
-        self._accept(Accepted(trial.commit))
+        self._accept(Accepted(trial.commit, trial.tip))
         self.policy.accepted()
         log.warning("the policy that was tried stays", commit=trial.commit, uid=peer.uid)
         await self._trial_over()
@@ -455,9 +480,15 @@ class Agent:
 
     def _minutes(self, _: Json) -> Json:
         self.enforcer.read_verdicts()
-        totals, lost = self.answers.totals(), self.answers.lost()
-        return {"host": self.settings.host, "at": time.time(), "totals": totals, "lost": lost,
-                "minutes": self.flows.minutes.to_json()}  # fmt: skip
+        return {
+            "host": self.settings.host,
+            "at": time.time(),
+            "absent_s": self.flows.absent_s,
+            "totals": self.answers.totals(),
+            "lost": self.answers.lost(),
+            "switches": switches(self.settings.generations),
+            "minutes": self.flows.minutes.to_json(),
+        }
 
     async def _conversations(self, _: Json) -> Json:
         # A machine can have a hundred thousand of them: events are heard meanwhile.
@@ -478,7 +509,9 @@ class Agent:
         tables, question = self._tables(), question_from_json(args)
         answer = explain.can(tables, question, time.time(), observe_only=self.settings.observe_only)
         records = self.flows.records(explain.asked_about(tables, question))
-        return explain.why(records, answer, tables, self.answers.lost(), self.settings.host)
+        why = explain.why(records, answer, tables, self.answers.lost(), self.settings.host)
+        ends = (answer.source, answer.destination)
+        return why | {"withheld": [asdict(one) for one in self.enforcer.posture.standing if one.workload in ends]}
 
     async def _watch(self, args: Json) -> AsyncGenerator[Json, None]:
         wanted = _wanted(args, ("deny", "would-deny"))
@@ -491,9 +524,24 @@ class Agent:
     # Events
 
     def _on_verdict(self, raw: bytes) -> None:
-        record = self.flows.record(raw, self._context())
+        record = self.flows.record(self._with_withheld_named(raw), self._context())
         if record is not None and record.verdict == "deny":
             log.warning("refused", **_refusal_fields(record))
+
+    def _with_withheld_named(self, raw: bytes) -> bytes:
+        """A refusal for posture, of the workload that would be the one: the kernel only knows that it is withheld."""
+        event, plan = VerdictEvent.from_buffer_copy(raw), self.enforcer.attestation.plan
+        if event.reason != DropReason.POSTURE or plan is None:
+            return raw
+        executable = event.exe_inode, event.exe_device, event.exe_generation
+        process = self._process(flows.Sighting(event.tgid, event.cgroup_id, *executable))
+        peer = self._peer(event.peer_tgid) if event.peer_tgid else None
+        ends = [(one.cgroup, one.exe, uid) for one, uid in ((process, event.uid), (peer, None)) if one and one.cgroup]
+        if event.local_identity == Identity.WITHHELD:  # of a call, or on lo, the process may be the other end's
+            event.local_identity = plan.withheld_identity(ends)
+        if event.remote_identity == Identity.WITHHELD:
+            event.remote_identity = plan.withheld_identity(ends[::-1])
+        return bytes(event)
 
     def _context(self) -> flows.Context:
         return flows.Context(self.namer, self._process, boot_offset_s(), self._peer)

@@ -24,6 +24,8 @@ class Trial:
     uid: int
     pid: int
     """Process that asked."""
+    tip: str = ""
+    """What the reference names, where that is another commit: left alone once the trial is confirmed."""
 
     def check_confirmation(self, pid: int) -> None:
         """Raise RefusedError unless the process belongs to a login that the tried policy has let in."""

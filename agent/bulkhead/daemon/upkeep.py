@@ -21,6 +21,8 @@ _SHARE: Final = 20
 """Looking takes at most this part of the agent's time, until INTERVAL_MAX_S is reached."""
 _COALESCE_S: Final = 0.02
 """Notifications come in swarms: one look answers those of this long."""
+_SHARE_TOLD: Final = 10
+"""As _SHARE, while notifications do not end."""
 _KEPT: Final = 20
 
 
@@ -52,7 +54,7 @@ class Upkeep:
             try:
                 async with asyncio.timeout(pause):
                     await self._hint.wait()
-                await asyncio.sleep(_COALESCE_S)
+                await asyncio.sleep(min(max(_COALESCE_S, self.took_s * _SHARE_TOLD), INTERVAL_MAX_S))
             except TimeoutError:
                 continue
             finally:
@@ -63,7 +65,7 @@ class Upkeep:
         started = time.monotonic()
         try:
             found = self._look()
-        except BulkheadError as error:
+        except (BulkheadError, OSError) as error:
             found = [Drift("look", "the kernel could not be compared", False, str(error))]
         else:
             self.looked = time.time()

@@ -1,0 +1,116 @@
+"""Conversations that policy no longer allows and that say nothing.
+
+The kernel judges a conversation again at its next packet. One that is silent would stay open, silently, until then; so
+after each change of policy the open TCP sockets are gone through once, and those that would be refused are destroyed.
+Whatever cannot be told for sure is left to the kernel.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final
+
+from bulkhead.abi import Direction, Mode, SockFlag, SockState, Verdict
+from bulkhead.daemon.enforcer import Enforcer
+from bulkhead.daemon.learned import Borne
+from bulkhead.dataplane.subjects import Answer
+from bulkhead.kernel.diag import SocketDiag, SocketEntry, SocketState
+from bulkhead.observe.logs import Log
+from bulkhead.observe.tables import Tables, tables_of
+
+log = Log()
+
+_OPEN: Final = frozenset({SocketState.ESTABLISHED, SocketState.CLOSE_WAIT})
+
+_End = tuple[IPv4Address | IPv6Address, int]
+_States = Mapping[tuple[_End, _End], tuple[SocketEntry, SockState]]
+
+
+def cut_silent(enforcer: Enforcer) -> int:
+    """Destroy every TCP socket whose conversation the policy in force refuses; returns how many. Any thread may."""
+    bundle, plan = enforcer.bundle, enforcer.attestation.plan
+    if bundle is None or plan is None:
+        return 0
+    with SocketDiag() as diag:
+        dump = diag.dump(states=_OPEN, storage_map_fd=enforcer.maps.fixed("sockets").fd.fileno())
+        states = {_ends(entry): (entry, state) for entry in dump.sockets if (state := _state(entry)) is not None}
+        isolated = frozenset(one.identity for one in enforcer.quarantine)
+        refused = list(_refused(states, _Who(enforcer), tables_of(bundle), Borne(enforcer), isolated))
+        cut = [entry for entry in refused if diag.destroy(entry.socket_id, socket.IPPROTO_TCP)]
+    for entry in cut:
+        log.info(
+            "destroyed a silent socket whose conversation policy no longer allows",
+            source=f"{entry.socket_id.source} {entry.socket_id.source_port}",
+            destination=f"{entry.socket_id.destination} {entry.socket_id.destination_port}",
+        )
+    return len(cut)
+
+
+def _state(entry: SocketEntry) -> SockState | None:
+    """What the hooks know of a socket; None when they know of no origin."""
+    if entry.storage is None:
+        return None
+    state = SockState.from_buffer_copy(entry.storage)
+    return state if state.flags & SockFlag.ORIGIN else None
+
+
+def _is_settled(state: SockState) -> bool:
+    """Whether it is known who opened the conversation: it was judged and allowed, or accepted and has said nothing."""
+    if state.flags & SockFlag.STREAM:
+        return bool(state.verdict == Verdict.ALLOW)
+    return not state.flags & (SockFlag.ADOPTED | SockFlag.OPENED)
+
+
+def _ends(entry: SocketEntry) -> tuple[_End, _End]:
+    one = entry.socket_id
+    return (_plain(one.source), one.source_port), (_plain(one.destination), one.destination_port)
+
+
+def _plain(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+class _Who:
+    """Tells the identity that a socket has in the generation in force."""
+
+    def __init__(self, enforcer: Enforcer) -> None:
+        self._attestation = enforcer.attestation
+
+    def __call__(self, state: SockState) -> Answer | None:
+        plan, path = self._attestation.plan, self._attestation.path_of(state.cgroup_id)
+        if plan is None or path is None:
+            return None
+        view = plan.narrower.view(path)
+        exe = self._attestation.executable_path(state.exe_inode, state.exe_device, state.exe_generation) or None
+        if view.executables and exe is None:
+            return None
+        return plan.answers.of(view.decide(exe, state.uid, state.gid))
+
+
+def _refused(
+    states: _States, who: _Who, tables: Tables, borne: Borne, isolated: frozenset[int]
+) -> Iterator[SocketEntry]:
+    for (here, there), (entry, state) in states.items():
+        peer = states.get((there, here))
+        is_local = peer is not None or there[0].is_loopback or there[0] == here[0]
+        if (is_local and peer is None) or not _is_settled(state):
+            continue
+        own, other = who(state), who(peer[1]) if peer is not None else None
+        if {own.identity if own else 0, other.identity if other else 0} & isolated:
+            yield entry
+            continue
+        if own is None or own.mode is not Mode.ENFORCE or (is_local and other is None):
+            continue
+        opened = bool(state.flags & SockFlag.OPENED)
+        direction, port = (Direction.EGRESS, there[1]) if opened else (Direction.INGRESS, here[1])
+        remotes = (
+            [tables.class_of(there[0]), *borne.classes(own.identity, there[0], state.remote_name)]
+            if other is None
+            else [other.identity]
+        )
+        found = [tables.lookup(own.identity, int(direction), one, socket.IPPROTO_TCP, port) for one in remotes]
+        if not any(one is not None and (one.deadline is None or one.deadline > time.time()) for one in found):
+            yield entry
