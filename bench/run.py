@@ -24,6 +24,7 @@ import packets  # noqa: E402
 import page  # noqa: E402
 import paths  # noqa: E402
 import traffic  # noqa: E402
+import upkeep  # noqa: E402
 from figures import Figure, read, write  # noqa: E402
 from hosts import enforced_pair  # noqa: E402
 from rich.console import Console  # noqa: E402
@@ -38,7 +39,7 @@ _RULES = 100_000
 
 def measure(console: Console) -> list[Figure]:
     """Every figure. Memory and starts come first, while the agents are fresh; what bloats them comes last."""
-    measured: list[list[Figure]] = [authoring.measure()]
+    measured: list[list[Figure]] = [authoring.measure(), upkeep.measure()]
     with tempfile.TemporaryDirectory(prefix="bulkhead-bench-") as name:
         directory = Path(name)
         program = traffic.build(directory)
