@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bulkhead.abi import Capacity
 from bulkhead.errors import RefusedError, UsageError
 
 REASON_MAX = 500
@@ -58,6 +59,8 @@ class Quarantine:
         """Isolate; a second time changes nothing. Raises UsageError for a reason that nobody would read."""
         if not isolation.reason.strip() or len(isolation.reason) > REASON_MAX or not isolation.reason.isprintable():
             raise UsageError(f"a reason is one line of 1 to {REASON_MAX} characters")
+        if len(self._isolated) >= Capacity.QUARANTINED and isolation.workload not in self._isolated:
+            raise UsageError(f"no more than {Capacity.QUARANTINED.value} workloads can be isolated: release some first")
         self._isolated.setdefault(isolation.workload, isolation)
         self._write()
 

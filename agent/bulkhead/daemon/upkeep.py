@@ -21,7 +21,7 @@ _SHARE: Final = 20
 """Looking takes at most this part of the agent's time, until INTERVAL_MAX_S is reached."""
 _COALESCE_S: Final = 0.02
 """Notifications come in swarms: one look answers those of this long."""
-_SHARE_TOLD: Final = 10
+_SHARE_TOLD: Final = 4
 """As _SHARE, while notifications do not end."""
 _KEPT: Final = 20
 

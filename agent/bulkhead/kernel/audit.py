@@ -55,6 +55,8 @@ class Auditor:
         self._attachments = attachments
         self._attestation = attestation
         self._moves: dict[tuple[int, Direction], deque[float]] = {}
+        self._pins_seen: dict[Path, int] = {}
+        """Pins that were found to be ours, by inode: opening each takes longer than all else."""
 
     def look(self, devices: Iterable[Device]) -> list[Drift]:
         """Everything once. What was judged by foreign tables meanwhile is judged again."""
@@ -147,11 +149,14 @@ class Auditor:
         """A pin that is gone opens nothing now, but the next start would not find what is in force."""
         programs = ((self._pins / "programs" / name, fd) for name, fd in self._programs.opened.items())
         for path, fd in (*self._maps.pins(), *programs):
-            was_there = path.exists()
-            if was_there:
+            inode = path.stat().st_ino if path.exists() else 0
+            if inode and inode == self._pins_seen.get(path):
+                continue
+            if inode:
                 with libbpf.obj_get(path) as pinned:
                     if libbpf.is_same(pinned, fd):
+                        self._pins_seen[path] = inode
                         continue
                 path.unlink()
             libbpf.obj_pin(fd, path)
-            yield Drift("pin", f"the pin `{path.name}` was {'replaced' if was_there else 'removed'}", True)
+            yield Drift("pin", f"the pin `{path.name}` was {'replaced' if inode else 'removed'}", True)
