@@ -109,3 +109,23 @@ def test_what_makes_no_sense_is_refused_and_changes_nothing(host: Host, talking,
     assert done.returncode == 2
     assert complaint in done.stderr
     assert host.call("status")["generation"] == before
+
+
+def test_a_list_that_cannot_be_read_releases_nobody_and_stops_nothing(host: Host, talking) -> None:
+    api, web = talking
+    host.bulkhead("quarantine", "api", "--reason", "drill")
+    path = host.directory / "state" / "quarantine.json"
+    good = path.read_text()
+    host.stop_agent()
+    try:
+        for bad in ("{", '[{"workload": "t/api"}]', good.replace('"uid": 0', '"uid": "x"'), good.replace("[{", "[[{")):
+            path.write_text(bad)
+            host.start_agent()
+            assert (api.tcp(LOCAL, 5432), web.tcp(LOCAL, 5432)) == ("EPERM", "EPERM")
+            assert any("cannot be read" in one for one in host.call("status")["differences"])
+            assert host.bulkhead("release", "api", check=False).returncode == 3
+            host.stop_agent()
+    finally:
+        path.write_text(good)
+        host.start_agent()
+    assert api.tcp(LOCAL, 5432) == "EPERM"

@@ -157,6 +157,8 @@ class Answers:
     def differences(self) -> list[str]:
         """How the kernel differs from what git says, as far as it could not be put right."""
         found = [one.what + (f": {one.problem}" if one.problem else "") for one in self.upkeep.standing]
+        if self._enforcer.quarantine.problem:
+            found.append(self._enforcer.quarantine.problem)
         if not self.read_back()["match"]:
             found.append("the policy entries in the kernel are not those of the commit")
         return found

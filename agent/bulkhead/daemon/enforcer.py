@@ -311,7 +311,9 @@ class Enforcer:
 
     def reinstate_quarantine(self) -> None:
         """Isolate again whom an operator has isolated, as after a reboot."""
-        if self.quarantine or self.maps.isolated():
+        if self.quarantine.problem:
+            log.error("what is isolated stays so", cause=self.quarantine.problem)
+        elif self.quarantine or self.maps.isolated():
             self._apply_quarantine()
             self._record("quarantine", workloads=[one.workload for one in self.quarantine])
 

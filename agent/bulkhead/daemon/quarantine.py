@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from bulkhead.abi import Capacity
 from bulkhead.errors import RefusedError, UsageError
@@ -31,20 +32,21 @@ class Isolation:
 class Quarantine:
     """The isolations in force, as a file holds them. What the kernel does with them is the enforcer's business.
 
-    Raises RefusedError when the file cannot be understood: guessing could release someone.
+    A file that cannot be understood is a `problem`, not the end: policy is enforced all the same, the kernel keeps what
+    it isolates, and nobody is isolated or released until the file is mended, as guessing could release someone.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._isolated: dict[str, Isolation] = {}
+        self.problem = ""
+        """Why the list is not known; empty when it is."""
         if path.exists():
             try:
-                found = [Isolation(**one) for one in json.loads(path.read_text())]
-            except (ValueError, TypeError) as error:
-                raise RefusedError(
-                    f"the list of isolated workloads `{path}` cannot be read: mend or remove it"
-                ) from error
-            self._isolated = {one.workload: one for one in found}
+                found = [_isolation(one) for one in json.loads(path.read_text())]
+                self._isolated = {one.workload: one for one in found}
+            except (OSError, ValueError, TypeError, AttributeError):
+                self.problem = f"the list of isolated workloads `{path}` cannot be read: mend or remove it, and restart"
 
     def __iter__(self) -> Iterator[Isolation]:
         return iter(self._isolated.values())
@@ -57,6 +59,7 @@ class Quarantine:
 
     def add(self, isolation: Isolation) -> None:
         """Isolate; a second time changes nothing. Raises UsageError for a reason that nobody would read."""
+        self._check()
         if not isolation.reason.strip() or len(isolation.reason) > REASON_MAX or not isolation.reason.isprintable():
             raise UsageError(f"a reason is one line of 1 to {REASON_MAX} characters")
         if len(self._isolated) >= Capacity.QUARANTINED and isolation.workload not in self._isolated:
@@ -66,13 +69,26 @@ class Quarantine:
 
     def remove(self, workload: str) -> Isolation:
         """End an isolation. Raises UsageError when there is none."""
+        self._check()
         if workload not in self._isolated:
             raise UsageError(f"`{workload}` is not isolated")
         gone = self._isolated.pop(workload)
         self._write()
         return gone
 
+    def _check(self) -> None:
+        if self.problem:
+            raise RefusedError(self.problem)
+
     def _write(self) -> None:
         fresh = self._path.with_suffix(".new")
         fresh.write_text(json.dumps([asdict(one) for one in self]))
         fresh.replace(self._path)
+
+
+def _isolation(value: Any) -> Isolation:
+    """One entry of the file. Raises TypeError or ValueError for anything else."""
+    kinds = {"workload": str, "identity": int, "since": float, "reason": str, "uid": int}
+    if value.keys() != kinds.keys() or any(not isinstance(value[key], kind) for key, kind in kinds.items()):
+        raise TypeError("an isolation has other fields")
+    return Isolation(**value)
