@@ -113,5 +113,8 @@ def test_no_more_are_isolated_than_the_kernel_can_hold(tmp_path: Path) -> None:
 def test_a_list_of_the_isolated_that_cannot_be_read_releases_nobody(tmp_path: Path, content: str) -> None:
     path = tmp_path / "quarantine.json"
     path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    quarantine = Quarantine(path)
+    assert "mend or remove it" in quarantine.problem
     with pytest.raises(RefusedError, match="mend or remove it"):
-        Quarantine(path)
+        quarantine.add(Isolation("t/web", 5000, time.time(), "drill", 0))
+    assert path.read_bytes() == content.encode("utf-8", "surrogateescape")
