@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from bulkhead.errors import RefusedError, UsageError
@@ -26,6 +27,8 @@ class Trial:
     """Process that asked."""
     tip: str = ""
     """What the reference names, where that is another commit: left alone once the trial is confirmed."""
+    began_boot_s: float = field(default_factory=partial(time.clock_gettime, time.CLOCK_BOOTTIME))
+    """When it began on the clock that nobody sets."""
 
     def check_confirmation(self, pid: int) -> None:
         """Raise RefusedError unless the process belongs to a login that the tried policy has let in."""
@@ -34,7 +37,7 @@ class Trial:
         login = login_of(pid)
         if login.is_local:
             raise RefusedError("this login comes from this machine itself: confirm from a login from outside")
-        if login.started <= self.began:
+        if login.started_s <= self.began_boot_s:
             over = f"over the network from {login.peer}" if login.peer else "at this terminal"
             raise RefusedError(
                 f"your login {over} is older than the trial, and an old connection proves nothing: "

@@ -23,6 +23,9 @@ from bulkhead.errors import RefusedError, UnreachableError
 _PSEUDO_TERMINALS: Final = range(136, 144)
 """Device numbers of terminals that some program makes, sshd or tmux: they say nothing of where somebody sits."""
 _LISTENING: Final = "0A"
+_TERMINAL: Final = 4
+_START_TICKS: Final = 19
+_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
 _Ends = tuple[str, int, str, int]
 """Address and port of this end and of the other."""
@@ -34,8 +37,8 @@ class Login:
 
     pid: int
     """The process that holds the connection, or that leads the session."""
-    started: float
-    """Unix seconds."""
+    started_s: float
+    """On the boot clock: somebody may set the other one meanwhile."""
     peer: str
     """Address at the other end of the connection; empty for a login that is not over a network."""
     is_local: bool
@@ -59,7 +62,7 @@ def login_of(pid: int) -> Login:
             raise RefusedError(
                 "this process belongs to no login: confirm from one over the network, or at a terminal of this machine"
             )
-        return Login(leader.pid, leader.create_time(), "", is_local=False)
+        return Login(leader.pid, _started_s(leader.pid), "", is_local=False)
     except (psutil.Error, OSError) as error:
         raise UnreachableError(f"the process {pid} that asked is gone") from error
 
@@ -67,9 +70,9 @@ def login_of(pid: int) -> Login:
 def _over_network(served: list[tuple[psutil.Process, _Ends]]) -> Login:
     nearest = served[0][1]
     # A server may fork once more when somebody has proved who he is: the connection is older than that.
-    holder = min((one for one, ends in served if ends == nearest), key=psutil.Process.create_time)
+    started_s, holder = min((_started_s(one.pid), one.pid) for one, ends in served if ends == nearest)
     local, peer = _plain(nearest[0]), _plain(nearest[2])
-    return Login(holder.pid, holder.create_time(), str(peer), peer.is_loopback or peer in {local, *_own_addresses()})
+    return Login(holder, started_s, str(peer), peer.is_loopback or peer in {local, *_own_addresses()})
 
 
 def _own_addresses() -> Iterator[IPv4Address | IPv6Address]:
@@ -94,8 +97,17 @@ def _listened(pid: int) -> set[int]:
     return {int(words[1].rpartition(":")[2], 16) for words in lines if words[3] == _LISTENING}
 
 
+def _started_s(pid: int) -> float:
+    return int(_status(pid)[_START_TICKS]) / _TICKS_PER_S
+
+
+def _status(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat from the third on (proc_pid_stat(5)): names may hold anything."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
 def _has_own_terminal(pid: int) -> bool:
-    number = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[4])
+    number = int(_status(pid)[_TERMINAL])
     return number != 0 and (number >> 8 & 0xFFF) not in _PSEUDO_TERMINALS
 
 
