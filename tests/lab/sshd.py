@@ -117,8 +117,10 @@ class Sshd:
             yield Session(process)
         finally:
             process.kill()
-            with contextlib.suppress(BrokenPipeError):
-                process.communicate()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
 
     def can_login(self, client: Host, timeout_s: float) -> bool:
         """Does a new login succeed?"""

@@ -21,6 +21,7 @@ from bulkhead.abi import (
     LifecycleEvent,
     LifecycleKind,
     Loss,
+    SockState,
     VerdictEvent,
 )
 from bulkhead.config import Settings
@@ -390,13 +391,8 @@ class Enforcer:
         wanted = SocketId(0, source, event.source_port, destination, event.destination_port, event.ifindex)
         entry = self.diag.conversation(wanted)
         if entry is not None and self.diag.destroy(entry.socket_id, socket.IPPROTO_TCP):
-            log.info(
-                "destroyed a socket whose conversation policy no longer allows",
-                pid=event.tgid,
-                comm=event.comm.decode(errors="replace"),
-                source=_endpoint(bytes(event.source), event.source_port),
-                destination=_endpoint(bytes(event.destination), event.destination_port),
-            )
+            ends = (address_text(bytes(event.source)), event.source_port)
+            report_destroyed(event, ends, (address_text(bytes(event.destination)), event.destination_port))
 
     def read_lifecycle(self) -> None:
         """Attest what has appeared."""
@@ -475,9 +471,19 @@ def _short(qualified: str) -> str:
     return qualified.rpartition("/")[2]
 
 
-def _endpoint(address: bytes, port: int) -> str:
-    text = address_text(address)
-    return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
+def report_destroyed(owner: VerdictEvent | SockState, source: tuple[str, int], destination: tuple[str, int]) -> None:
+    """Tell of a socket that was destroyed, whose it was and which conversation that ended."""
+    log.info(
+        "destroyed a socket whose conversation policy no longer allows",
+        pid=owner.tgid,
+        comm=owner.comm.decode(errors="replace"),
+        source=_endpoint(*source),
+        destination=_endpoint(*destination),
+    )
+
+
+def _endpoint(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _write_file(path: Path, content: bytes) -> None:

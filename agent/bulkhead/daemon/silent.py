@@ -14,14 +14,11 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from bulkhead.abi import Direction, Mode, SockFlag, SockState, Verdict
-from bulkhead.daemon.enforcer import Enforcer
+from bulkhead.daemon.enforcer import Enforcer, report_destroyed
 from bulkhead.daemon.learned import Borne
 from bulkhead.dataplane.subjects import Answer
 from bulkhead.kernel.diag import SocketDiag, SocketEntry, SocketState
-from bulkhead.observe.logs import Log
 from bulkhead.observe.tables import Tables, tables_of
-
-log = Log()
 
 _OPEN: Final = frozenset({SocketState.ESTABLISHED, SocketState.CLOSE_WAIT})
 
@@ -41,11 +38,8 @@ def cut_silent(enforcer: Enforcer) -> int:
         refused = list(_refused(states, _Who(enforcer), tables_of(bundle), Borne(enforcer), isolated))
         cut = [entry for entry in refused if diag.destroy(entry.socket_id, socket.IPPROTO_TCP)]
     for entry in cut:
-        log.info(
-            "destroyed a silent socket whose conversation policy no longer allows",
-            source=f"{entry.socket_id.source} {entry.socket_id.source_port}",
-            destination=f"{entry.socket_id.destination} {entry.socket_id.destination_port}",
-        )
+        here, there = _ends(entry)
+        report_destroyed(states[here, there][1], (str(here[0]), here[1]), (str(there[0]), there[1]))
     return len(cut)
 
 
