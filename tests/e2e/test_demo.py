@@ -136,7 +136,8 @@ def test_a_one_line_commit_cuts_an_open_connection_and_spares_the_shop(shown: st
     act = part(shown, 6)
     assert len(re.findall(r"^  [-+] ", act, re.MULTILINE)) == 2
     assert "PONG" in act
-    assert "Error: Software caused connection abort" in act
+    # its own socket is destroyed, or the server's end was first
+    assert "Error: Software caused connection abort" in act or "Error: Connection reset by peer" in act
     assert re.search(r"enforcing commit=[0-9a-f]{7,40} generation=2", act), act
     assert "destroyed a socket" in act
     assert re.search(r"^  visit \d+$", act, re.MULTILINE), act
