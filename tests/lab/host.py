@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -75,6 +75,10 @@ class Host:
         for program in self._programs:
             program.kill()
             program.wait()
+            for pipe in (program.stdin, program.stdout, program.stderr):
+                with suppress(BrokenPipeError):  # what was not sent has nobody to go to
+                    if pipe is not None:
+                        pipe.close()
         if self.pins.exists():
             self.bulkhead("detach", check=False)
         for pid in self._members():
