@@ -14,7 +14,8 @@ from bulkhead.observe.names import Namer
 CONVERSATIONS_MAX: Final = 50_000
 """Told at once; the rest is counted."""
 
-_OPEN: Final = frozenset({SocketState.ESTABLISHED, SocketState.CLOSE_WAIT})
+OPEN: Final = frozenset({SocketState.ESTABLISHED, SocketState.CLOSE_WAIT})
+"""States in which a conversation is under way."""
 
 Json = dict[str, Any]
 _End = tuple[str, int]
@@ -28,8 +29,8 @@ def conversations(enforcer: Enforcer, namer: Namer) -> Json:
     origin, or with a peer on this machine that is closing.
     """
     with SocketDiag() as diag:  # not the enforcer's: it may be in use by the thread that hears events
-        dump = diag.dump(states=_OPEN, storage_map_fd=enforcer.maps.fixed("sockets").fd.fileno())
-    states = {_ends(entry): state for entry in dump.sockets if (state := _state(entry)) is not None}
+        dump = diag.dump(states=OPEN, storage_map_fd=enforcer.maps.fixed("sockets").fd.fileno())
+    states = {_ends(entry): state for entry in dump.sockets if (state := origin_state(entry)) is not None}
     found = list(_paired(states, _Describer(enforcer, namer)))
     told = sum(
         1 + (row["source"]["process"] is not None and row["destination"]["process"] is not None) for row in found
@@ -43,7 +44,7 @@ def conversations(enforcer: Enforcer, namer: Namer) -> Json:
     }
 
 
-def _state(entry: SocketEntry) -> SockState | None:
+def origin_state(entry: SocketEntry) -> SockState | None:
     """What the hooks know of a socket; None when they know of no origin."""
     if entry.storage is None:
         return None

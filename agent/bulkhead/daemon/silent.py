@@ -11,16 +11,14 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address
-from typing import Final
 
 from bulkhead.abi import Direction, Mode, SockFlag, SockState, Verdict
+from bulkhead.daemon.conversations import OPEN, origin_state
 from bulkhead.daemon.enforcer import Enforcer, report_destroyed
 from bulkhead.daemon.learned import Borne
 from bulkhead.dataplane.subjects import Answer
-from bulkhead.kernel.diag import SocketDiag, SocketEntry, SocketState
+from bulkhead.kernel.diag import SocketDiag, SocketEntry
 from bulkhead.observe.tables import Tables, tables_of
-
-_OPEN: Final = frozenset({SocketState.ESTABLISHED, SocketState.CLOSE_WAIT})
 
 _End = tuple[IPv4Address | IPv6Address, int]
 _States = Mapping[tuple[_End, _End], tuple[SocketEntry, SockState]]
@@ -32,8 +30,8 @@ def cut_silent(enforcer: Enforcer) -> int:
     if bundle is None or plan is None:
         return 0
     with SocketDiag() as diag:
-        dump = diag.dump(states=_OPEN, storage_map_fd=enforcer.maps.fixed("sockets").fd.fileno())
-        states = {_ends(entry): (entry, state) for entry in dump.sockets if (state := _state(entry)) is not None}
+        dump = diag.dump(states=OPEN, storage_map_fd=enforcer.maps.fixed("sockets").fd.fileno())
+        states = {_ends(entry): (entry, state) for entry in dump.sockets if (state := origin_state(entry)) is not None}
         isolated = frozenset(one.identity for one in enforcer.quarantine)
         refused = list(_refused(states, _Who(enforcer), tables_of(bundle), Borne(enforcer), isolated))
         cut = [entry for entry in refused if diag.destroy(entry.socket_id, socket.IPPROTO_TCP)]
@@ -41,14 +39,6 @@ def cut_silent(enforcer: Enforcer) -> int:
         here, there = _ends(entry)
         report_destroyed(states[here, there][1], (str(here[0]), here[1]), (str(there[0]), there[1]))
     return len(cut)
-
-
-def _state(entry: SocketEntry) -> SockState | None:
-    """What the hooks know of a socket; None when they know of no origin."""
-    if entry.storage is None:
-        return None
-    state = SockState.from_buffer_copy(entry.storage)
-    return state if state.flags & SockFlag.ORIGIN else None
 
 
 def _is_settled(state: SockState) -> bool:

@@ -44,10 +44,6 @@ class Trial:
                 "log in once more, and confirm from there"
             )
 
-    def left(self) -> float:
-        """Seconds until it ends."""
-        return max(0.0, self.until - time.time())
-
 
 def checked_seconds(value: object) -> int:
     """How long a trial lasts. Raises UsageError when it makes no sense."""
