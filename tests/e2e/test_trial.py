@@ -82,8 +82,8 @@ def test_an_administrator_who_locks_himself_out_gets_back_in(lab, agent_dies: bo
     branch(near, "bad", "api -> db 5432")
     with sshd.login(far) as session:
         assert session.run("echo here") == "here"
-        session.send(bulkhead(near, "try", "bad", "--timeout", "10s"))
         began = time.monotonic()
+        session.send(bulkhead(near, "try", "bad", "--timeout", "10s"))
         assert session.is_cut(within_s=5), "the connection of the one who tries is judged by the tried policy too"
     assert not sshd.can_login(far, timeout_s=2)
     if agent_dies:
@@ -154,13 +154,14 @@ def test_a_trial_reverts_in_the_kernel_on_time_with_the_agent_dead(lab, puppets)
     branch(near, "closed", "admins -> sshd 22")
     api, db = puppets(near, "api"), puppets(near, "db")
     db.serve_tcp("0.0.0.0", 5432)
+    asked = time.monotonic()
     near.bulkhead("try", "closed", "--timeout", "10s")
-    began = time.monotonic()
+    answered = time.monotonic()
     near.stop_agent(9)
     assert api.tcp("127.0.0.1", 5432) == "EPERM"
     while api.tcp("127.0.0.1", 5432) != "ok":
-        assert time.monotonic() - began < 12
-    assert 9 < time.monotonic() - began < 12
+        assert time.monotonic() - answered < 12
+    assert time.monotonic() - asked > 9, "its time began after it was asked for, and counts whole seconds"
 
 
 def test_what_a_trial_opened_is_closed_when_it_lapses_with_the_agent_dead(lab, puppets) -> None:
@@ -169,13 +170,14 @@ def test_what_a_trial_opened_is_closed_when_it_lapses_with_the_agent_dead(lab, p
     branch(near, "open", "admins -> sshd 22", "api -> db 5432", "api -> db 5433")
     api, db = puppets(near, "api"), puppets(near, "db")
     db.serve_tcp("0.0.0.0", 5433)
+    asked = time.monotonic()
     near.bulkhead("try", "open", "--timeout", "10s")
-    began = time.monotonic()
+    answered = time.monotonic()
     assert api.hold("c", "127.0.0.1", 5433) == "ok"
     near.stop_agent(9)
     while api.use("c") == "ok":
-        assert time.monotonic() - began < 12
-    assert 9 < time.monotonic() - began < 12
+        assert time.monotonic() - answered < 12
+    assert time.monotonic() - asked > 9
 
 
 def test_control_groups_made_during_a_trial_are_known_when_it_has_lapsed(lab, puppets) -> None:
