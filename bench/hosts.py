@@ -22,9 +22,7 @@ from traffic import Place
 
 from bulkhead.abi import Direction
 from bulkhead.kernel import libbpf
-from bulkhead.kernel.attach import Attachments, Programs
-from bulkhead.kernel.devices import list_devices
-from bulkhead.kernel.libbpf import Map
+from bulkhead.kernel.libbpf import Fd, Map
 from lab.bpf import pin_directory
 from lab.cgroup import cgroup_subtree
 from lab.netns import Namespace, Wire, connect, wire
@@ -150,33 +148,35 @@ class Host:
         """Keep the agent from running, as if it were slow or gone: what the kernel does alone."""
         if self.agent is None:
             raise RuntimeError("no agent runs")
-        os.kill(self.agent.pid, signal.SIGSTOP)
-        os.waitpid(self.agent.pid, os.WUNTRACED)
         try:
+            os.kill(self.agent.pid, signal.SIGSTOP)
+            _, status = os.waitpid(self.agent.pid, os.WUNTRACED)
+            if not os.WIFSTOPPED(status):
+                raise RuntimeError(f"the agent ended:\n{self.log.read_text()[-4000:]}")
             yield
         finally:
             os.kill(self.agent.pid, signal.SIGCONT)
 
     @contextmanager
     def unhooked(self, device: str) -> Iterator[None]:
-        """Nothing of ours runs for the packets of one device, until the block is left."""
+        """Nothing of ours runs for the packets of one device until the block is left; the agent is held still as long,
+        because its upkeep puts hooks back. That is also how they come back."""
         with self.namespace.entered():
             index = socket.if_nametoindex(device)
-        for direction in Direction:
-            with libbpf.obj_get(self.pins / "links" / f"tcx_{index}_{direction.name.lower()}") as link:
-                libbpf.link_detach(link)
-        try:
+        with self.paused():
+            for direction in Direction:
+                with self._hook(index, direction) as link:
+                    libbpf.link_detach(link)
             yield
-        finally:
-            self._hook()
+        wait_until(lambda: all(self._is_hooked(index, direction) for direction in Direction))
 
-    def _hook(self) -> None:
-        programs = Programs.open(self.pins)
-        try:
-            with self.namespace.entered(), Attachments(self.pins, programs, self.cgroup) as attachments:
-                attachments.attach_all(list_devices())
-        finally:
-            programs.close()
+    def _hook(self, index: int, direction: Direction) -> Fd:
+        """The pinned link of a device; the caller closes it."""
+        return libbpf.obj_get(self.pins / "links" / f"tcx_{index}_{direction.name.lower()}")
+
+    def _is_hooked(self, index: int, direction: Direction) -> bool:
+        with self._hook(index, direction) as link:
+            return libbpf.link_info(link).ifindex == index
 
     def forget(self) -> None:
         """Stop, and remove every trace: the next start is the first one."""
