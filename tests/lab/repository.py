@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 POLICIES = Path(__file__).parents[2] / "policies"
+
+Change = Callable[[str, str], None]
+"""Replaces a text by another."""
 
 
 def git(directory: Path, *arguments: str) -> None:

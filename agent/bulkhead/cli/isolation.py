@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from bulkhead.cli.options import View, view_options
-from bulkhead.cli.output import note, show_json
+from bulkhead.cli.output import tell
 from bulkhead.control import client
 from bulkhead.errors import ExitCode
 
@@ -20,10 +20,8 @@ def quarantine(view: View, workload: str, reason: str) -> ExitCode:
     In force in the kernel when the command returns. Survives restarts and reboots, until `bulkhead release`.
     """
     answer = client.call(view.socket, "quarantine", {"workload": workload, "reason": reason})
-    if view.as_json:
-        show_json("Isolation", answer)
-    else:
-        note(f"isolated {answer['workload']} in generation {answer['generation']}: end it with `bulkhead release`")
+    sentence = f"isolated {answer['workload']} in generation {answer['generation']}: end it with `bulkhead release`"
+    tell(view, "Isolation", answer, sentence)
     return ExitCode.OK
 
 
@@ -33,8 +31,5 @@ def quarantine(view: View, workload: str, reason: str) -> ExitCode:
 def release(view: View, workload: str) -> ExitCode:
     """End the isolation of WORKLOAD: policy decides again. Needs root."""
     answer = client.call(view.socket, "release", {"workload": workload})
-    if view.as_json:
-        show_json("Isolation", answer)
-    else:
-        note(f"released {answer['workload']} in generation {answer['generation']}")
+    tell(view, "Isolation", answer, f"released {answer['workload']} in generation {answer['generation']}")
     return ExitCode.OK

@@ -53,6 +53,14 @@ def show_json(kind: str, data: object) -> None:
     write_json({"apiVersion": API_VERSION, "kind": kind, "data": data})
 
 
+def tell(view: View, kind: str, answer: object, sentence: str) -> None:
+    """Writes an answer as JSON where that is asked for; says it in words otherwise."""
+    if view.as_json:
+        show_json(kind, answer)
+    else:
+        note(sentence)
+
+
 def write_json(value: object) -> None:
     """Writes a value as it is, indented."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")

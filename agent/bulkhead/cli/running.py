@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from bulkhead.cli.options import View, view_options
-from bulkhead.cli.output import note, show_json
+from bulkhead.cli.output import note, tell
 from bulkhead.config import Settings
 from bulkhead.config import load as load_settings
 from bulkhead.errors import ExitCode, UnreachableError, UsageError
@@ -84,10 +84,7 @@ def detach(view: View, config: Path | None, **options: Any) -> ExitCode:
     from bulkhead.daemon.run import detach as take_down
 
     take_down(settings)
-    if view.as_json:
-        show_json("Detach", {"pins": str(settings.pins)})
-    else:
-        note("detached: nothing is enforced")
+    tell(view, "Detach", {"pins": str(settings.pins)}, "detached: nothing is enforced")
     return ExitCode.OK
 
 
@@ -109,8 +106,5 @@ def reload(view: View) -> ExitCode:
     from bulkhead.control import client
 
     answer = client.call(view.socket, "reload", timeout_s=60.0)
-    if view.as_json:
-        show_json("Reload", answer)
-    else:
-        note("asked the agent to look at the repository")
+    tell(view, "Reload", answer, "asked the agent to look at the repository")
     return ExitCode.OK

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bulkhead.cli.options import View, view_options
-from bulkhead.cli.output import note, show, show_json
+from bulkhead.cli.output import show, show_json, tell
 from bulkhead.errors import ExitCode, PolicyError, UsageError
 
 if TYPE_CHECKING:
@@ -32,10 +32,7 @@ def verify(view: View, commits: str, repository: Path, signers: Path | None) -> 
     try:
         verified = _verified(commits, repository, signers)
     except PolicyError as error:
-        if view.as_json:
-            show_json("Findings", [asdict(one) for one in error.diagnostics])
-        else:
-            note(str(error))
+        tell(view, "Findings", [asdict(one) for one in error.diagnostics], str(error))
         return ExitCode.NO
     if view.as_json:
         show_json("Verified", [_to_json(one) for one in verified])
@@ -98,9 +95,6 @@ def rollback(view: View, commit: str, reason: str) -> ExitCode:
 
     request = {"commit": commit, "reason": reason}
     answer = client.call(view.socket, "rollback", request, timeout_s=_ROLLBACK_TIMEOUT_S)
-    if view.as_json:
-        show_json("Rollback", answer)
-        return ExitCode.OK
     held = f"; {answer['held_off'][:7]} is held off" if answer["held_off"] else ""
-    note(f"enforcing {answer['target'][:7]} in generation {answer['generation']}{held}")
+    tell(view, "Rollback", answer, f"enforcing {answer['target'][:7]} in generation {answer['generation']}{held}")
     return ExitCode.OK

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import click
 
 from bulkhead.cli.options import View, view_options
-from bulkhead.cli.output import note, show_json
+from bulkhead.cli.output import tell
 from bulkhead.control import client
 from bulkhead.errors import ExitCode, UsageError
 
@@ -32,7 +31,13 @@ def try_(view: View, revision: str, timeout: str) -> ExitCode:
     if seconds != int(seconds):
         raise UsageError(f"`{timeout}` is not a whole number of seconds")
     args = {"revision": revision, "seconds": int(seconds)}
-    _show(view, client.call(view.socket, "try", args, timeout_s=_COMPILE_TIMEOUT_S))
+    answer = client.call(view.socket, "try", args, timeout_s=_COMPILE_TIMEOUT_S)
+    left = max(0, round(answer["until"] - time.time()))
+    sentence = (
+        f"ENFORCING {answer['commit'][:7]}, was {answer['before'][:7]}. Run `bulkhead confirm` from a NEW login. "
+        f"Reverting in {left} s"
+    )
+    tell(view, "Trial", answer, sentence)
     return ExitCode.OK
 
 
@@ -41,10 +46,7 @@ def try_(view: View, revision: str, timeout: str) -> ExitCode:
 def confirm(view: View) -> ExitCode:
     """Let the commit that is tried stay. Needs root, and a login made after the trial began."""
     answer = client.call(view.socket, "confirm")
-    if view.as_json:
-        show_json("Trial", answer)
-    else:
-        note(f"{answer['commit'][:7]} stays; generation {answer['generation']}")
+    tell(view, "Trial", answer, f"{answer['commit'][:7]} stays; generation {answer['generation']}")
     return ExitCode.OK
 
 
@@ -53,19 +55,6 @@ def confirm(view: View) -> ExitCode:
 def revert(view: View) -> ExitCode:
     """End a trial now: what was enforced before is enforced again. Needs root."""
     answer = client.call(view.socket, "revert")
-    if view.as_json:
-        show_json("Trial", answer)
-    else:
-        note(f"back from {answer['commit'][:7]} to {answer['before'][:7]}; generation {answer['generation']}")
+    sentence = f"back from {answer['commit'][:7]} to {answer['before'][:7]}; generation {answer['generation']}"
+    tell(view, "Trial", answer, sentence)
     return ExitCode.OK
-
-
-def _show(view: View, answer: dict[str, Any]) -> None:
-    if view.as_json:
-        show_json("Trial", answer)
-        return
-    left = max(0, round(answer["until"] - time.time()))
-    note(
-        f"ENFORCING {answer['commit'][:7]}, was {answer['before'][:7]}. Run `bulkhead confirm` from a NEW login. "
-        f"Reverting in {left} s"
-    )

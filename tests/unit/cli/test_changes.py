@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,29 +10,9 @@ import pytest
 
 from bulkhead.cli.main import run
 from bulkhead.policy.schema import schema
-from lab.repository import POLICIES, example_repository
+from lab.repository import POLICIES, Change
 
 Captured = pytest.CaptureFixture[str]
-Change = Callable[[str, str], None]
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    """The example policy, committed."""
-    return example_repository(tmp_path / "repository")
-
-
-@pytest.fixture
-def change(repository: Path) -> Change:
-    """Replaces a text of the example that stands there once."""
-
-    def replace(old: str, new: str) -> None:
-        path = repository / "shop.yaml"
-        text = path.read_text()
-        assert text.count(old) == 1
-        path.write_text(text.replace(old, new))
-
-    return replace
 
 
 def test_the_example_passes(capfd: Captured) -> None:

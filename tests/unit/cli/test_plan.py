@@ -13,31 +13,11 @@ import pytest
 
 from bulkhead.cli.main import run
 from bulkhead.cli.plan.markdown import COMMENT_MAX
-from lab.repository import example_repository, git
+from lab.repository import Change, git
 from unit.cli.fake_agent import LOST, FakeAgent, record
 
 Captured = pytest.CaptureFixture[str]
-Change = Callable[[str, str], None]
 Plan = Callable[..., str]
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    """The example policy, committed."""
-    return example_repository(tmp_path / "repository")
-
-
-@pytest.fixture
-def change(repository: Path) -> Change:
-    """Replaces a text of the example that stands there once."""
-
-    def replace(old: str, new: str) -> None:
-        path = repository / "shop.yaml"
-        text = path.read_text()
-        assert text.count(old) == 1
-        path.write_text(text.replace(old, new))
-
-    return replace
 
 
 def test_a_plan_of_nothing_is_empty(repository: Path, capfd: Captured) -> None:
