@@ -258,6 +258,31 @@ def test_a_rollback_that_cannot_be_had_changes_nothing(remote: RemoteHost, good)
     good()
 
 
+def test_nothing_follows_when_what_was_accepted_is_lost_until_an_operator_names_a_commit(
+    remote: RemoteHost, good
+) -> None:
+    before = remote.call("status")["commit"]
+    remote.stop_agent()
+    path = remote.directory / "state" / "accepted.json"
+    path.write_text("{}")
+    remote.start_agent()
+    good()
+    pushed = remote.push(CHANGE)
+    status = remote.until(lambda status: status["policy"]["refused_commit"] == pushed)
+    assert (status["commit"], status["policy"]["ok"]) == (before, False)
+    assert f"`{path}` does not say which commit was accepted last" in status["policy"]["error"]
+    good()
+    shown = remote.bulkhead("status", check=False)
+    assert "names the one to go on from" in " ".join(shown.stdout.split())
+    remote.bulkhead("rollback", before, "--reason", "what was accepted is lost")
+    good()
+    assert json.loads(path.read_text())["commit"] == before
+    following = remote.push({"t.yaml": GOOD})
+    assert remote.wait_for_commit(following)["commit"] == following
+    forced_back(remote)
+    assert remote.until(lambda status: not status["policy"]["ok"])["commit"] == following
+
+
 def test_the_policy_process_and_its_mirror_are_for_root_alone(remote: RemoteHost) -> None:
     for name in ("mirror.git", "keyring"):
         assert (remote.directory / "state" / name).stat().st_mode & 0o077 == 0

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
 
-from bulkhead.errors import RefusedError
+_COMMIT: Final = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})?")
+_REQUIRED: Final = frozenset({"commit", "held_off"})
+_KEYS: Final = _REQUIRED | {"lost"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +22,9 @@ class Accepted:
     """Full id; empty: none yet."""
     held_off: str = ""
     """The tip that was rolled back: left alone until the reference has moved on past it."""
+    lost: str = ""
+    """Why it cannot be told which commit was accepted; empty: it can. While it is lost nothing may follow, since to
+    forget what was accepted would be to accept anything: an operator has to name a commit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +39,28 @@ class Rollback:
 
 
 def load(path: Path) -> Accepted:
-    """What `save` wrote; nothing when there is no file. Raises RefusedError for anything else: to forget what was
-    accepted would be to accept anything."""
+    """What `save` wrote; nothing when there is no file, as on a new host; `lost` for anything else."""
     try:
-        return Accepted(**{key: str(value) for key, value in json.loads(path.read_text(encoding="utf-8")).items()})
+        return _checked(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return Accepted()
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise RefusedError(
-            f"`{path}` does not say which commit was accepted last ({error}): "
-            "remove it to accept what the reference names, as on a new host"
-        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        return Accepted(
+            lost=f"`{path}` does not say which commit was accepted last ({error}): "
+            "no commit is taken until `bulkhead rollback COMMIT --reason TEXT` names the one to go on from"
+        )
+
+
+def _checked(found: object) -> Accepted:
+    if not isinstance(found, dict) or not _REQUIRED <= found.keys() <= _KEYS:
+        raise ValueError(f"it has to hold {' and '.join(sorted(_REQUIRED))}")
+    if not all(isinstance(value, str) for value in found.values()):
+        raise ValueError("it holds something else than text")
+    accepted = Accepted(**found)
+    for commit in (accepted.commit, accepted.held_off):
+        if not _COMMIT.fullmatch(commit):
+            raise ValueError(f"{commit[:64]!r} is not the full id of a commit")
+    return accepted
 
 
 def save(path: Path, accepted: Accepted) -> None:

@@ -41,6 +41,8 @@ class Succession:
         self.namer = GenerationNamer()
         self.accepted = acceptance.load(settings.accepted)
         self.policy.source.held_off = self.accepted.held_off
+        if self.accepted.lost:
+            self._refuse("", self.accepted.lost)
         self.worker = PolicyWorker(settings, self._on_report, self._on_source, self.accepted)
         self.first_report = asyncio.Event()
         """The policy process has said something."""
@@ -106,6 +108,9 @@ class Succession:
         """Switch to what was compiled, or keep what is in force and say why. While a policy is tried, it waits."""
         if self.trial is not None:
             self._waiting = report
+            return
+        if self.accepted.lost:
+            self._refuse(report.commit, self.accepted.lost)
             return
         if report.error:
             self._refuse(report.commit, report.error, report.code)

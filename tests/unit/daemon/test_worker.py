@@ -15,7 +15,6 @@ from bulkhead.daemon import accepted as acceptance
 from bulkhead.daemon.accepted import Accepted, Rollback
 from bulkhead.daemon.worker import PolicyWorker, Report, SourceReport
 from bulkhead.dataplane.bundle import read
-from bulkhead.errors import RefusedError
 from lab.policies import policy, repository
 from lab.signing import SignedRepository, SshSigner, roots_file, ssh_signer
 
@@ -242,15 +241,37 @@ def test_a_signed_push_of_one_line_takes_no_longer_than_it_should(settings, remo
 # What the agent keeps
 
 
-def test_the_accepted_commit_is_kept_and_a_file_that_says_nothing_is_not_taken_for_none(tmp_path):
+@pytest.mark.parametrize("kept", [Accepted("a" * 40, "b" * 40), Accepted("c" * 64), Accepted(lost="unreadable")])
+def test_what_is_kept_is_what_was_accepted_or_that_it_was_lost(tmp_path, kept):
     path = tmp_path / "accepted.json"
     assert acceptance.load(path) == Accepted()
-    acceptance.save(path, Accepted("a" * 40, "b" * 40))
-    assert acceptance.load(path) == Accepted("a" * 40, "b" * 40)
-    for text in ("", "[]", '{"commit": "a", "other": 1}', "\x00"):
-        path.write_text(text)
-        with pytest.raises(RefusedError, match="does not say which commit"):
-            acceptance.load(path)
+    acceptance.save(path, kept)
+    assert acceptance.load(path) == kept
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "\x00" * 80,
+        "[]",
+        "{}",
+        "[" * 100_000,
+        '{"commit": "' + "a" * 40 + '"}',
+        '{"commit": "aaaa", "held_off": ""}',
+        '{"commit": null, "held_off": ""}',
+        '{"commit": "", "held_off": "main"}',
+        '{"commit": "", "held_off": "", "other": ""}',
+    ],
+    ids=lambda text: text[:30],
+)
+def test_a_file_that_does_not_say_what_was_accepted_is_not_taken_for_none(tmp_path, text):
+    path = tmp_path / "accepted.json"
+    path.write_text(text)
+    accepted = acceptance.load(path)
+    assert accepted.commit == accepted.held_off == ""
+    assert f"`{path}` does not say which commit was accepted last" in accepted.lost
+    assert "\n" not in accepted.lost
 
 
 def test_rollbacks_are_recorded_line_by_line(tmp_path):
