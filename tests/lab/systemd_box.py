@@ -206,14 +206,15 @@ class SystemdBox:
     def _boot(self, stack: ExitStack) -> None:
         started = time.monotonic()
         stage = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bulkhead-lab-")))
-        ready = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
-        ready.bind(str(stage / "notify"))
         self.cgroup.mkdir()
         stack.callback(remove_cgroup, self.cgroup)
-        process = self._start(stage)
-        # Before anything can be asked of it, so that a box that fails to boot is ended too.
-        stack.callback(self._end, process)
-        self._await_ready(process, ready, stage)
+        # Closed once it has booted: systemd goes on telling, and would wait for ever for somebody to read it.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
+            ready.bind(str(stage / "notify"))
+            process = self._start(stage)
+            # Before anything can be asked of it, so that a box that fails to boot is ended too.
+            stack.callback(self._end, process)
+            self._await_ready(process, ready, stage)
         self._pid = _only_child(process.pid)
         self.boot_s = time.monotonic() - started
 
