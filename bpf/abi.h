@@ -16,7 +16,7 @@
 #define BULKHEAD_ABI_H
 
 enum abi {
-    ABI_LAYOUT = 2, /* layout number of everything that is pinned; raised when a struct changes incompatibly */
+    ABI_LAYOUT = 3, /* layout number of everything that is pinned; raised when a struct changes incompatibly */
 };
 
 /* Capacity of the fixed-size maps. A policy that does not fit is refused as a whole before anything is written. */
@@ -32,6 +32,11 @@ enum capacity {
     CAPACITY_QUARANTINED = 1024, /* identities isolated at once */
     CAPACITY_QUESTIONS = 16384,  /* DNS questions waiting for their answer */
     CAPACITY_LEARNED = 32768,    /* addresses that workloads have been told a name has */
+    CAPACITY_NODES = 8192,       /* prefixes at which registered nodes are reached */
+    CAPACITY_WIRE_KEYS = 65536,  /* (node, key epoch) pairs with keys: 2,048 nodes for a day */
+    CAPACITY_CLAIMS = 262144,    /* (node, host set) pairs */
+    CAPACITY_GUARD = 131072,     /* buckets of eight verified openings each, remembered until they are too old */
+    CAPACITY_WIRE_FLOWS = 65536, /* datagram conversations whose other end said on the wire who it is */
 };
 
 /* The endpoint's view: egress leaves a local endpoint, ingress arrives at one. */
@@ -62,6 +67,8 @@ enum identity {
     IDENTITY_AMBIGUOUS = 2,      /* two workloads select it with equal right; matches nothing */
     IDENTITY_WORLD = 3,          /* an address outside this machine that no external names */
     IDENTITY_WITHHELD = 4,       /* a workload that is not as its policy requires (posture); matches nothing */
+    IDENTITY_PEER = 5,           /* whichever workload of a registered node answers: may an opening leave at all? */
+    IDENTITY_LEGACY = 6,         /* a registered node that runs no agent and so cannot say who is talking */
     IDENTITY_RESERVED_MAX = 255,
 };
 
@@ -89,7 +96,16 @@ enum drop_reason {
     DROP_REASON_NEIGHBOUR = 20,        /* neighbour discovery from off-link or behind extension headers */
     DROP_REASON_QUARANTINE = 21,       /* an operator has isolated the workload at one of the ends */
     DROP_REASON_POSTURE = 22,          /* a workload at one of the ends is not as its policy requires */
-    DROP_REASON_MAX = 23,
+    DROP_REASON_WIRE_MISSING = 23,     /* from a registered node, and does not say who is talking */
+    DROP_REASON_WIRE_MALFORMED = 24,   /* an identity option of another length or place than the format has */
+    DROP_REASON_WIRE_NO_KEY = 25,      /* no key is shared with the node: not registered, revoked, or itself */
+    DROP_REASON_WIRE_FORGED = 26,      /* the code that authenticates the identity is wrong */
+    DROP_REASON_WIRE_REPLAYED = 27,    /* this very opening has arrived before, in another conversation */
+    DROP_REASON_WIRE_CLOCK = 28,       /* said too long ago, or not yet: the clocks differ by too much */
+    DROP_REASON_WIRE_CLAIM = 29,       /* policy does not let the node host the workload that it names */
+    DROP_REASON_WIRE_NO_ROOM = 30,     /* other options leave no room to say who is talking (MPTCP join, TFO, MD5) */
+    DROP_REASON_WIRE_GUARD = 31,       /* more openings than can be told from replays */
+    DROP_REASON_MAX = 32,
 };
 
 /* Packets that no socket owns and that a host cannot live without: passed under a name, counted, rate limited. */
@@ -118,6 +134,21 @@ enum dns_outcome {
     DNS_OUTCOME_FORGOTTEN = 8, /* an address found no room */
     DNS_OUTCOME_STREAM = 9,    /* a connection to port 53 was opened: what is answered there is not read */
     DNS_OUTCOME_MAX = 10,
+};
+
+/* What identity on the wire has come to, exact. */
+enum wire_count {
+    WIRE_COUNT_SAID = 0,      /* openings and answers that left with an identity */
+    WIRE_COUNT_VERIFIED = 1,  /* openings that arrived with one that holds */
+    WIRE_COUNT_ANSWERED = 2,  /* answers that did */
+    WIRE_COUNT_DATAGRAMS = 3, /* datagrams that did */
+    WIRE_COUNT_TRAILERS = 4,  /* datagrams that left with an identity */
+    WIRE_COUNT_CARRIERS = 5,  /* datagrams sent beside others that had no room for one */
+    WIRE_COUNT_STRIPPED = 6,  /* options taken off because the other end is no registered node */
+    WIRE_COUNT_TOLD = 7,      /* refusals explained to the node that was refused */
+    WIRE_COUNT_HEARD = 8,     /* refusals that another node explained to us */
+    WIRE_COUNT_BY_ADDRESS = 9, /* conversations opened with a peer that is known by its address alone */
+    WIRE_COUNT_MAX = 10,
 };
 
 /* What user space was not told, or what could not be remembered. Exact. */
@@ -151,11 +182,14 @@ enum sock_flag {
     SOCK_FLAG_ADOPTED = 4,   /* older than the hooks; stamped by the agent */
     SOCK_FLAG_ORIGIN = 8,    /* the origin fields are filled in */
     SOCK_FLAG_STREAM = 16,   /* TCP: the verdict holds for the whole conversation */
+    SOCK_FLAG_WIRE = 32,     /* TCP: `remote_identity` was proven on the wire by `remote_node` */
+    SOCK_FLAG_PENDING = 64,  /* TCP: the opening has left for `remote_node`; nobody has answered yet */
 };
 
 enum event_hook {
     EVENT_HOOK_TC = 0,       /* judged as a packet */
     EVENT_HOOK_CALL = 1,     /* refused in connect() or sendmsg(): no packet was made */
+    EVENT_HOOK_PEER = 2,     /* refused at the other end, which said so: `node`, `commit` and `generation` are its own */
 };
 
 enum event_flag {
@@ -271,8 +305,8 @@ struct sock_state {
     __u64 peer_word;        /* hash of the last peer (47 bits); datagrams: opened-by-us (1), generation (16) */
     __u64 socket_cookie;
     __u32 remote_name;      /* name id by which the stream's peer was allowed; 0: by its address */
-    __u32 reserved_name;
-    __u64 reserved_hot;
+    __u32 remote_node;      /* number of the node that the peer is on; 0: it is known by its address */
+    __u64 wire_word;        /* TCP: initial sequence number of an opening; datagrams: see wire_datagram.h */
     __u64 cgroup_id;        /* at opening */
     __u64 opened_ns;        /* CLOCK_BOOTTIME */
     __u64 exe_inode;
@@ -405,7 +439,143 @@ struct verdict_event {
     __u8 flags;            /* enum event_flag */
     __u16 reserved;
     char comm[16];
-    __u32 reserved_tail;
+    __u32 node;            /* number of the node at the other end, as it proved or as its address says; 0: none */
+    __u8 commit[8];        /* EVENT_HOOK_PEER: the first bytes of the commit that it enforces */
+};
+
+/*
+ * Identity on the wire, as docs/wire.md specifies it byte by byte. In a TCP header the option is the last one; in a
+ * datagram it is the surplus area of RFC 9868, behind a pad byte where that begins at an odd offset.
+ */
+enum wire {
+    WIRE_OPTION_KIND = 253,     /* RFC 6994: experimental, told from others by `experiment` */
+    WIRE_OPTION_BYTES = 20,
+    WIRE_PLACE_BYTES = 16,      /* reserved where MP_CAPABLE or a cookie request leaves no more, and is written over */
+    WIRE_REFUSAL_BYTES = 36,
+    WIRE_DATAGRAM_KIND = 127,   /* RFC 9868: EXP */
+    WIRE_TRAILER_BYTES = 32,
+    WIRE_EXPERIMENT = 45180,    /* 0xB07C */
+    WIRE_TICK_S = 16,           /* unit of `tick` */
+    WIRE_EPOCH_TICKS = 256,     /* ticks for which a key is good: 68 minutes */
+    WIRE_TICKS_APART = 2,       /* how far `tick` may be from ours: clocks may differ by 32 s, and by up to 48 s */
+};
+
+/* What a MAC is about: two that mean different things are never equal. */
+enum wire_kind {
+    WIRE_KIND_OPENING = 1,  /* a SYN */
+    WIRE_KIND_ANSWER = 2,   /* a SYN-ACK */
+    WIRE_KIND_DATAGRAM = 3,
+    WIRE_KIND_REFUSAL = 4,  /* a RST */
+    WIRE_KIND_STAMP = 5,    /* never leaves: what was verified on arrival */
+};
+
+/* Said by a SYN and a SYN-ACK. Every number in network order. */
+struct wire_option {
+    __u8 kind;
+    __u8 length;
+    __be16 experiment;
+    __be32 identity;        /* IDENTITY_HOST: a process of the node that no workload selects */
+    __u8 node[3];           /* number of the node that says so */
+    __u8 tick;              /* low bits of Unix time / WIRE_TICK_S */
+    __u8 mac[8];
+};
+
+/* Said by the RST that answers an opening which policy refuses at the receiver. */
+struct wire_refusal {
+    __u8 kind;
+    __u8 length;
+    __be16 experiment;
+    __be32 identity;        /* of the end that refuses */
+    __u8 node[3];
+    __u8 tick;
+    __be32 generation;      /* of the end that refuses */
+    __u8 commit[8];         /* first bytes of the commit that it enforces */
+    __u8 reason;            /* enum drop_reason */
+    __u8 reserved[3];
+    __u8 mac[8];
+};
+
+/* Behind the user data of a datagram. */
+struct wire_trailer {
+    __be16 checksum;        /* OCS, see RFC 9868 */
+    __u8 kind;
+    __u8 length;            /* from `kind` on */
+    __be16 experiment;
+    __u8 flags;             /* 1: carries nothing but this, for datagrams that have no room */
+    __u8 tick;
+    __be32 identity;
+    __u8 node[3];
+    __u8 reserved;
+    __u8 nonce[8];
+    __u8 mac[8];
+};
+
+/* What is authenticated, hashed with SipHash-2-4 under the key of (sender, receiver, key epoch). Little endian. */
+struct wire_message {
+    __u32 sequence;         /* of the segment; datagrams: first half of the nonce */
+    __u32 acknowledgement;  /* 0 for an opening; datagrams: second half of the nonce */
+    __u32 identity;
+    __u32 tick;             /* all 32 bits */
+    __u32 kind;             /* enum wire_kind; refusals: reason << 8; datagrams: user data length << 16 */
+    __u32 detail;           /* refusals: generation; 0 otherwise */
+};
+
+/* This node. Outside generations; written by the agent. */
+struct wire_self {
+    __u64 stamp_key[2];     /* of this boot: never leaves the machine */
+    __u64 clock_offset_s;   /* Unix time less CLOCK_MONOTONIC, seconds: the clock that costs a program least to read */
+    __u32 node;             /* its own number; 0: there is no identity on the wire */
+    __u32 reserved;
+    __u8 commit[8];         /* first bytes of the commit in force */
+};
+
+enum node_flag {
+    NODE_FLAG_LEGACY = 1,     /* runs no agent: it is the entity `legacy` */
+    NODE_FLAG_BY_ADDRESS = 2, /* what comes from it without an identity is judged by its address */
+};
+
+/* A prefix of 128 bits; IPv4 as ::ffff:a.b.c.d. */
+struct node_key {
+    __u32 prefix_bits;
+    __u8 address[16];
+};
+
+struct node_entry {
+    __u32 node;
+    __u32 flags;            /* enum node_flag */
+};
+
+struct wire_key_id {
+    __u32 node;
+    __u32 epoch;            /* Unix time / (WIRE_TICK_S * WIRE_EPOCH_TICKS) */
+};
+
+struct wire_keys {
+    __u64 sending[2];
+    __u64 receiving[2];
+};
+
+/* May this node host the workloads of that host set? */
+struct claim_key {
+    __u32 node;
+    __u32 host_set;         /* as in the generation map `hosting`; 0 there: any node */
+};
+
+/* Verified openings: tick (8 bits) << 56 | part of the MAC (24) << 32 | hash of the conversation's ends (32). 0: free. */
+struct guard_bucket {
+    __u64 seen[8];
+};
+
+struct wire_flow_key {
+    __u64 socket_cookie;
+    __u64 peer;             /* as in sock_state.peer_word, without the generation */
+};
+
+struct wire_flow {
+    __u32 identity;
+    __u32 node;
+    __u32 verified_s;       /* seconds since boot */
+    __u32 reserved;
 };
 
 struct lifecycle_event {

@@ -124,7 +124,8 @@ static INLINE void account_event_fill(struct verdict_event *event, const struct 
     event->verdict = j->verdict;
     event->reason = j->reason;
     event->reserved = 0;
-    event->reserved_tail = 0;
+    event->node = 0;
+    __builtin_memset(event->commit, 0, sizeof(event->commit));
     event->peer_tgid = 0;
     if (st) {
         event->socket_cookie = st->socket_cookie;
@@ -148,23 +149,44 @@ static INLINE void account_event_fill(struct verdict_event *event, const struct 
     }
 }
 
-/* Waking a reader costs more than judging the packet: only a cut conversation, which has a socket to destroy, does. */
-static INLINE void account_packet_event(struct __sk_buff *skb, const struct control *c, const struct packet *p,
-                                        const struct judgement *j, const struct sock_state *st, u8 flags)
+static INLINE void account_event_packet(struct verdict_event *event, struct __sk_buff *skb, const struct packet *p,
+                                        u32 node, u8 flags)
 {
-    struct verdict_event *event = account_event_reserve(flags);
-    if (!event)
-        return;
-    account_event_fill(event, c, j, st);
+    event->node = node;
     __builtin_memcpy(event->source, p->source, 16);
     __builtin_memcpy(event->destination, p->destination, 16);
     event->source_port = p->source_port;
     event->destination_port = p->destination_port;
     event->protocol = p->protocol;
     event->ifindex = skb->ifindex;
-    event->hook = EVENT_HOOK_TC;
     event->flags = flags | (p->family == AF_INET6 ? EVENT_FLAG_IPV6 : 0);
+}
+
+/* Waking a reader costs more than judging the packet: only a cut conversation, which has a socket to destroy, does. */
+static INLINE void account_packet_event(struct __sk_buff *skb, const struct control *c, const struct packet *p,
+                                        const struct judgement *j, const struct sock_state *st, u32 node, u8 flags)
+{
+    struct verdict_event *event = account_event_reserve(flags);
+    if (!event)
+        return;
+    account_event_fill(event, c, j, st);
+    account_event_packet(event, skb, p, node, flags);
+    event->hook = EVENT_HOOK_TC;
     bpf_ringbuf_submit(event, flags & EVENT_FLAG_CUT ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
+}
+
+/* What another node has said of its refusal: counted there, told here. */
+static INLINE void account_told_event(struct __sk_buff *skb, const struct control *c, const struct packet *p,
+                                      const struct judgement *j, const struct sock_state *st, u32 node, const u8 *commit)
+{
+    struct verdict_event *event = account_event_reserve(0);
+    if (!event)
+        return;
+    account_event_fill(event, c, j, st);
+    account_event_packet(event, skb, p, node, 0);
+    __builtin_memcpy(event->commit, commit, sizeof(event->commit));
+    event->hook = EVENT_HOOK_PEER;
+    bpf_ringbuf_submit(event, BPF_RB_NO_WAKEUP);
 }
 
 #endif

@@ -70,7 +70,7 @@ static INLINE int cgroup_receiver(struct bpf_sock_addr *ctx, const struct packet
 }
 
 static INLINE void cgroup_event(const struct control *c, const struct packet *p, const struct judgement *j,
-                                const struct sock_state *st)
+                                const struct sock_state *st, u32 node)
 {
     struct verdict_event *event = account_event_reserve(0);
     if (!event)
@@ -82,6 +82,7 @@ static INLINE void cgroup_event(const struct control *c, const struct packet *p,
     event->destination_port = p->destination_port;
     event->protocol = p->protocol;
     event->ifindex = 0;
+    event->node = node;
     event->hook = EVENT_HOOK_CALL;
     event->flags = p->family == AF_INET6 ? EVENT_FLAG_IPV6 : 0;
     bpf_ringbuf_submit(event, BPF_RB_NO_WAKEUP);
@@ -98,6 +99,7 @@ static INLINE int cgroup_refuses(struct bpf_sock_addr *ctx, struct packet *p)
     struct bpf_sock *sk = ctx->sk;
     struct judgement j = {}, near = {}, far = {};
     struct endpoint to;
+    u32 node = 0;
 
     if (!sk || !c.generation || p->protocol == 0 || !p->destination_port)
         return 0;
@@ -109,8 +111,16 @@ static INLINE int cgroup_refuses(struct bpf_sock_addr *ctx, struct packet *p)
         return 0;
     int loopback = packet_is_loopback(p->family, p->destination);
     if (!loopback) {
+        struct node_entry *n = wire_here() ? wire_node_at(p->destination) : 0;
         u32 name = 0;
-        u32 remote = policy_remote(&c, st->local_identity, p->family, p->destination, DIRECTION_EGRESS, p->protocol,
+        if (wire_speaks(n)) {
+            node = n->node;
+            if (policy_allows_peer(&c, st->local_identity, p->protocol, p->destination_port))
+                return 0;
+        }
+        u32 remote = IDENTITY_LEGACY;
+        if (!n || wire_speaks(n))
+            remote = policy_remote(&c, st->local_identity, p->family, p->destination, DIRECTION_EGRESS, p->protocol,
                                    p->destination_port, &name);
         policy_judge(&j, &c, st->local_identity, st->local_mode, DIRECTION_EGRESS, remote, p->protocol,
                      p->destination_port);
@@ -137,7 +147,7 @@ static INLINE int cgroup_refuses(struct bpf_sock_addr *ctx, struct packet *p)
     if (st->local_identity == IDENTITY_HOST && packet_is_dhcp(p, DIRECTION_EGRESS))
         return 0;
     account_refusal(&j);
-    cgroup_event(&c, p, &j, st);
+    cgroup_event(&c, p, &j, st, node);
     return 1;
 }
 

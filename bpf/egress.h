@@ -48,6 +48,16 @@ static INLINE int egress_judge(struct scratch *s, const struct control *c, const
     return refused_there;
 }
 
+/* A socket begins a new conversation. */
+static INLINE void egress_forget(struct sock_state *st)
+{
+    st->flags &= ~(SOCK_FLAG_OPENED | SOCK_FLAG_STREAM | SOCK_FLAG_WIRE | SOCK_FLAG_PENDING);
+    st->verdict = VERDICT_NONE;
+    st->remote_name = 0;
+    st->remote_node = 0;
+    st->generation = 0;
+}
+
 /* TCP that needs no policy. Returns 1 when `o` is settled. */
 static INLINE int egress_tcp_control(struct outcome *o, const struct control *c, const struct packet *p,
                                      struct sock_state *st, u32 state)
@@ -64,10 +74,7 @@ static INLINE int egress_tcp_control(struct outcome *o, const struct control *c,
          */
         if (p->tcp_flags & TCP_FLAG_SYN) {
             /* it may have been connected before: nothing of that conversation is to be cloned into the accepted one */
-            st->flags &= ~(SOCK_FLAG_OPENED | SOCK_FLAG_STREAM);
-            st->verdict = VERDICT_NONE;
-            st->remote_name = 0;
-            st->generation = 0;
+            egress_forget(st);
             return 0;
         }
         if (!p->payload_bytes)
@@ -77,12 +84,92 @@ static INLINE int egress_tcp_control(struct outcome *o, const struct control *c,
         return 1;
     }
     if ((p->tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_ACK)) == TCP_FLAG_SYN) {
+        egress_forget(st);
         st->flags |= SOCK_FLAG_OPENED;
-        st->verdict = VERDICT_NONE;
-        st->remote_name = 0;
-        st->generation = 0;
     }
     return 0;
+}
+
+/*
+ * What the wire says of the other end of a segment that has to be judged: nothing of an opening, which only asks whether
+ * any answer could be allowed; of an answer, what the opening said, from the copy that sock_ops made of the stamped one.
+ */
+static INLINE void egress_wire(struct __sk_buff *skb, struct outcome *o, const struct control *c,
+                               const struct scratch *s, const struct sock_state *st)
+{
+    const struct packet *p = &s->packet;
+    struct wire_self *self = wire_here();
+    struct wire_said *w = o->w;
+    int is_answer = p->tcp_flags & TCP_FLAG_SYN && p->tcp_flags & TCP_FLAG_ACK;
+
+    if (p->tcp_flags & TCP_FLAG_SYN) {
+        wire_find(skb, p, w, 1);
+        w->action = w->at ? WIRE_STRIP : WIRE_LEAVE;
+    }
+    if (!self)
+        return;
+    if (is_answer && w->at && wire_is_stamped(self, w, w->acknowledgement - 1)) {
+        o->w->node = wire_number(w->option.node);
+        o->w->action = WIRE_SAY;
+        return wire_known(w, bpf_ntohl(w->option.identity));
+    }
+    if (!(p->tcp_flags & TCP_FLAG_SYN) && st->remote_node) {
+        o->w->node = st->remote_node;
+        if (!(st->flags & SOCK_FLAG_WIRE))
+            return;
+        if (!wire_stands(c, st))
+            return wire_unknown(w, DROP_REASON_WIRE_CLAIM);
+        return wire_known(w, st->remote_identity);
+    }
+    if (!(p->tcp_flags & TCP_FLAG_SYN) && st->flags & SOCK_FLAG_OPENED)
+        return; /* older than the registration of its peer */
+    struct node_entry *n = wire_node_at(p->destination);
+    if (!wire_speaks(n))
+        return;
+    o->w->node = n->node;
+    if (is_answer || !(p->tcp_flags & TCP_FLAG_SYN)) {
+        if (!(n->flags & NODE_FLAG_BY_ADDRESS))
+            wire_unknown(w, DROP_REASON_WIRE_MISSING);
+        return;
+    }
+    if (!w->at || !wire_keys_of(n->node, wire_now(self))) {
+        if (!(n->flags & NODE_FLAG_BY_ADDRESS))
+            wire_unknown(w, w->at ? DROP_REASON_WIRE_NO_KEY : DROP_REASON_WIRE_NO_ROOM);
+        return;
+    }
+    o->w->action = WIRE_SAY;
+    w->is_opening = 1;
+    /* or a process that no workload selects may answer: then its address decides */
+    w->is_known = policy_allows_peer(c, st->local_identity, p->protocol, p->destination_port);
+    w->remote = IDENTITY_PEER;
+}
+
+/* An opening that some answer could be allowed for: nothing is granted, and nothing counted, before the answer. */
+static INLINE void egress_keep_opening(struct outcome *o, struct sock_state *st)
+{
+    st->remote_node = o->w->node;
+    st->wire_word = o->w->sequence;
+    st->flags |= SOCK_FLAG_PENDING | SOCK_FLAG_STREAM;
+    o->kind = OUTCOME_PASS;
+}
+
+/* Say who sends it, or take off what somebody else has put there. */
+static INLINE void egress_say(struct __sk_buff *skb, struct outcome *o, const struct scratch *s)
+{
+    struct wire_self *self = wire_here();
+    u32 identity = o->st ? o->st->local_identity : IDENTITY_UNKNOWN;
+    u32 kind = s->packet.tcp_flags & TCP_FLAG_ACK ? WIRE_KIND_ANSWER : WIRE_KIND_OPENING;
+    int failed;
+
+    if (o->w->action == WIRE_SAY && self && (identity == IDENTITY_HOST || identity > IDENTITY_RESERVED_MAX)) {
+        wire_count(WIRE_COUNT_SAID);
+        failed = wire_say(skb, &s->packet, self, o->w, o->w->node, identity, kind);
+    } else {
+        wire_count(WIRE_COUNT_STRIPPED);
+        failed = wire_strip(skb, &s->packet, o->w);
+    }
+    if (failed)
+        verdict_refuse(o, o->st, DROP_REASON_WIRE_NO_KEY, o->st ? o->st->local_mode : MODE_ENFORCE);
 }
 
 /* Keep a stream's verdict in its socket, and decide whether it is news. */
@@ -179,15 +266,18 @@ static INLINE void egress_owned(struct __sk_buff *skb, struct outcome *o, const 
             return;
     }
 
-    const struct judgement *reading = &s->reading;
+    struct judgement *reading = &s->reading;
     int refused_there = 0;
     u32 name = 0;
 #pragma nounroll
     for (int answer = 0; answer < 2; answer++) {
         if (!lo) {
             name = tcp && st->peer_word == peer ? st->remote_name : 0;
-            to.identity = policy_remote(c, st->local_identity, p->family, p->destination, direction, p->protocol, port,
-                                        &name);
+            if (o->w->is_known)
+                to.identity = o->w->remote;
+            else
+                to.identity = verdict_remote(c, st->local_identity, p->family, p->destination, direction, p->protocol,
+                                             port, &name);
         }
         int there = egress_judge(s, c, st, &to, direction, port, lo);
         if (!answer) {
@@ -206,6 +296,7 @@ static INLINE void egress_owned(struct __sk_buff *skb, struct outcome *o, const 
     if (known)
         return; /* judged only to tell whether policy allows the question */
     o->kind = OUTCOME_JUDGED;
+    verdict_explain(o, o->j);
     if (listens) {
         /* counted by its SYN, unless it is dropped after all; nothing is kept in a listener */
         if (o->j->verdict != VERDICT_DENY)
@@ -216,6 +307,8 @@ static INLINE void egress_owned(struct __sk_buff *skb, struct outcome *o, const 
     if (tcp) {
         st->remote_name = name;
         st->peer_word = peer;
+        if (o->w->is_opening && o->j->verdict != VERDICT_DENY)
+            return egress_keep_opening(o, st);
         return egress_keep_stream(o, c, st, direction, refused_there);
     }
     if (o->j->verdict == VERDICT_DENY)
@@ -313,6 +406,10 @@ static INLINE void egress_dns(struct __sk_buff *skb, const struct outcome *o, co
 /* `sk` is what sent the packet; 0: no socket did. */
 static INLINE int egress_full(struct __sk_buff *skb, struct bpf_sock *sk)
 {
+    if (skb->tc_index == WIRE_TOLD && skb->cb[0] != LINK_LOOPBACK) {
+        skb->tc_index = 0;
+        return PASS;
+    }
     struct control word = trial_control(), *c = &word;
     struct sock_state *st = sk ? sockets.sk_storage_get(sk, 0, 0) : 0;
     int lo = skb->cb[0] == LINK_LOOPBACK;
@@ -321,10 +418,11 @@ static INLINE int egress_full(struct __sk_buff *skb, struct bpf_sock *sk)
     struct scratch *s = scratches.lookup(&which);
     if (!s)
         return DROP;
-    struct outcome o = {.j = &s->judgement, .event_flags = lo ? EVENT_FLAG_LOOPBACK : 0};
+    struct outcome o = {.j = &s->judgement, .w = &s->said, .event_flags = lo ? EVENT_FLAG_LOOPBACK : 0};
     int bad = packet_parse(skb, &s->packet, l2);
 
     __builtin_memset(&s->judgement, 0, sizeof(s->judgement));
+    wire_forget(&s->said);
     o.j->direction = DIRECTION_EGRESS;
     if (!st && sk && sk->state == TCP_STATE_NEW_SYN_RECV) {
         struct bpf_sock *listener = bpf_get_listener_sock(sk);
@@ -339,7 +437,12 @@ static INLINE int egress_full(struct __sk_buff *skb, struct bpf_sock *sk)
     if (st)
         identity_derive(st, c);
     o.st = st;
+    /* here, where the verifier has not yet gone many ways: what it says is used only if a judgement comes to it */
+    if (st && !lo && !bad && s->packet.protocol == IPPROTO_TCP)
+        egress_wire(skb, &o, c, s, st);
     egress_decide(skb, &o, c, s, sk, st, bad, lo);
+    if (o.w->action && o.kind != OUTCOME_REFUSED && o.j->verdict != VERDICT_DENY)
+        egress_say(skb, &o, s);
     int action = verdict_settle(skb, c, &s->packet, &o);
     if (s->packet.first_fragment)
         verdict_first_fragment(s, DIRECTION_EGRESS, action);

@@ -22,7 +22,9 @@ static INLINE void ingress_judge(struct outcome *o, const struct control *c, str
 #pragma nounroll
     for (int answer = 0; answer < 2; answer++) {
         u32 name = 0;
-        u32 remote = policy_remote(c, to->identity, p->family, p->source, direction, p->protocol, port, &name);
+        u32 remote = o->w->remote;
+        if (!o->w->is_known)
+            remote = verdict_remote(c, to->identity, p->family, p->source, direction, p->protocol, port, &name);
         policy_judge(reading, c, to->identity, to->mode, direction, remote, p->protocol, port);
         if (!answer) {
             *o->j = *reading;
@@ -40,10 +42,127 @@ static INLINE void ingress_judge(struct outcome *o, const struct control *c, str
         endpoint_peer_remember(to->st, peer, 0, !o->j->deadline_s && to->identity != IDENTITY_UNKNOWN, c);
 }
 
+/* What an opening says of its sender. Returns 1 when it is refused for that. */
+static INLINE int ingress_opening(struct __sk_buff *skb, struct outcome *o, const struct control *c, struct scratch *s,
+                                  const struct endpoint *to)
+{
+    const struct packet *p = &s->packet;
+    struct wire_self *self = wire_here();
+    struct wire_said *w = o->w;
+
+    if (!self)
+        return 0;
+    wire_find(skb, p, w, 0);
+    if (!w->at && !wire_reason(w)) {
+        struct node_entry *n = wire_node_at(p->source);
+        if (!wire_speaks(n) || n->flags & NODE_FLAG_BY_ADDRESS)
+            return 0;
+        w->node = n->node;
+        w->reason = DROP_REASON_WIRE_MISSING;
+    } else if (p->payload_bytes) {
+        w->reason = DROP_REASON_WIRE_MALFORMED;
+    } else if (w->at && skb->tc_index == WIRE_VERIFIED && wire_is_stamped(self, w, w->sequence)) {
+        w->node = wire_number(w->option.node);
+        wire_known(w, bpf_ntohl(w->option.identity));
+        return 0;
+    } else if (!wire_reason(w)) {
+        wire_verify(c, self, w, WIRE_KIND_OPENING);
+        if (!wire_reason(w) && to->found)
+            w->reason = DROP_REASON_UNSOLICITED; /* no simultaneous open */
+        else if (!wire_reason(w))
+            wire_guard(self, p, w);
+    }
+    if (wire_reason(w)) {
+        verdict_refuse(o, to->st, wire_reason(w), to->mode);
+        return 1;
+    }
+    wire_count(WIRE_COUNT_VERIFIED);
+    o->w->action = WIRE_MARK;
+    wire_known(w, w->identity);
+    return 0;
+}
+
+/* The report is about the conversation, which we opened: its source is here. */
+static INLINE void ingress_turn_round(struct packet *p)
+{
+    __be16 port = p->source_port;
+
+#pragma unroll
+    for (int at = 0; at < 4; at++) {
+        __be32 word = p->source[at];
+        p->source[at] = p->destination[at];
+        p->destination[at] = word;
+    }
+    p->source_port = p->destination_port;
+    p->destination_port = port;
+}
+
+/*
+ * The answer to an opening that said who calls: who answers is told now, and judged before the stack sees it. An answer
+ * to another opening is left for the stack to refuse, and settles nothing.
+ */
+static INLINE void ingress_answer(struct __sk_buff *skb, struct outcome *o, const struct control *c, struct scratch *s,
+                                  const struct endpoint *to)
+{
+    struct packet *p = &s->packet;
+    struct wire_self *self = wire_here();
+    struct wire_said *w = o->w;
+    struct sock_state *st = to->st;
+    struct judgement *j = o->j;
+    u32 name = 0;
+
+    if (!self)
+        return verdict_refuse(o, st, DROP_REASON_WIRE_NO_KEY, st->local_mode);
+    wire_find(skb, p, w, 0);
+    if (w->at && w->acknowledgement != (u32)st->wire_word + 1)
+        return verdict_refuse(o, st, DROP_REASON_WIRE_REPLAYED, st->local_mode);
+    if (w->at) {
+        wire_verify(c, self, w, WIRE_KIND_ANSWER);
+        if (!wire_reason(w) && w->node != st->remote_node)
+            w->reason = DROP_REASON_WIRE_CLAIM;
+    } else if (!wire_reason(w)) {
+        struct node_entry *n = wire_node_at(p->source);
+        if (!n || !(n->flags & NODE_FLAG_BY_ADDRESS))
+            w->reason = DROP_REASON_WIRE_MISSING;
+    }
+    w->node = st->remote_node;
+    if (wire_reason(w)) {
+        wire_unknown(w, wire_reason(w));
+    } else if (w->at) {
+        wire_count(WIRE_COUNT_ANSWERED);
+        wire_known(w, w->identity);
+    }
+    u32 remote = o->w->remote;
+    if (!o->w->is_known)
+        remote = verdict_remote(c, to->identity, p->family, p->source, DIRECTION_EGRESS, p->protocol, p->source_port,
+                                &name);
+    policy_judge(j, c, to->identity, to->mode, DIRECTION_EGRESS, remote, p->protocol, p->source_port);
+    verdict_explain(o, j);
+    o->st = st;
+    o->kind = OUTCOME_JUDGED;
+    ingress_turn_round(p);
+    if (j->verdict == VERDICT_DENY && (to->identity == IDENTITY_UNKNOWN || wire_reason(w)))
+        return; /* it is sent again: by then we may know more, or it may come as it left */
+    st->flags &= ~SOCK_FLAG_PENDING;
+    if (w->is_known && !wire_reason(w))
+        st->flags |= SOCK_FLAG_WIRE;
+    st->remote_identity = j->remote;
+    st->remote_name = name;
+    st->rule_id = j->rule_id;
+    st->verdict = j->verdict;
+    st->reason = j->reason;
+    st->direction = DIRECTION_EGRESS;
+    st->deadline_s = j->deadline_s;
+    st->generation = c->generation;
+    if (j->verdict == VERDICT_DENY)
+        o->event_flags |= EVENT_FLAG_CUT;
+}
+
 /* What a socket receives. Returns 1 when `o` is settled without asking policy. */
 static INLINE int ingress_transport(struct __sk_buff *skb, struct outcome *o, const struct control *c,
-                                    const struct packet *p, struct endpoint *to)
+                                    struct scratch *s, struct endpoint *to)
 {
+    const struct packet *p = &s->packet;
     int tcp = p->protocol == IPPROTO_TCP;
 
     if (tcp && !(p->tcp_flags & TCP_FLAG_SYN))
@@ -52,10 +171,12 @@ static INLINE int ingress_transport(struct __sk_buff *skb, struct outcome *o, co
     if (tcp && (p->tcp_flags & TCP_FLAG_ACK)) {
         if (!to->found)
             verdict_refuse(o, 0, DROP_REASON_UNSOLICITED, identity_any_mode(c));
+        else if (to->st && to->st->flags & SOCK_FLAG_PENDING)
+            ingress_answer(skb, o, c, s, to);
         return 1;
     }
     if (tcp)
-        return 0;
+        return ingress_opening(skb, o, c, s, to);
     o->receiver = to->st;
     if (to->identity == IDENTITY_HOST && packet_is_dhcp(p, DIRECTION_INGRESS)) {
         verdict_control(o, CONTROL_KIND_DHCP);
@@ -199,7 +320,7 @@ static INLINE void ingress_decide(struct __sk_buff *skb, struct outcome *o, cons
         /* whoever has joined gets it, enforced workloads too */
         return verdict_refuse(o, 0, DROP_REASON_MULTICAST, identity_any_mode(c));
     } else if (p->protocol == IPPROTO_TCP || p->protocol == IPPROTO_UDP || p->protocol == IPPROTO_UDPLITE) {
-        if (ingress_transport(skb, o, c, p, &to))
+        if (ingress_transport(skb, o, c, s, &to))
             return;
     }
     ingress_judge(o, c, s, &to);
@@ -213,15 +334,27 @@ static INLINE int ingress_full(struct __sk_buff *skb)
     struct scratch *s = scratches.lookup(&which);
     if (!s)
         return DROP;
-    struct outcome o = {.j = &s->judgement};
+    struct outcome o = {.j = &s->judgement, .w = &s->said};
     int bad = packet_parse(skb, &s->packet, l2);
 
     __builtin_memset(&s->judgement, 0, sizeof(s->judgement));
+    wire_forget(&s->said);
     o.j->direction = DIRECTION_INGRESS;
     ingress_decide(skb, &o, c, s, bad, skb->cb[0] == LINK_LOOPBACK);
+    if (o.w->action == WIRE_MARK && o.j->verdict != VERDICT_DENY) {
+        struct wire_self *self = wire_here();
+        if (!self || wire_mark_verified(skb, &s->packet, self, o.w))
+            verdict_refuse(&o, o.st, DROP_REASON_WIRE_MALFORMED, MODE_ENFORCE);
+        skb->tc_index = WIRE_VERIFIED;
+    }
     int action = verdict_settle(skb, c, &s->packet, &o);
     if (s->packet.first_fragment)
         verdict_first_fragment(s, DIRECTION_INGRESS, action);
+    /* who is not attested yet may be so when the opening is sent again */
+    if (action != PASS && o.w->action == WIRE_MARK && o.kind == OUTCOME_JUDGED && o.j->local != IDENTITY_UNKNOWN)
+        stages.call(skb, STAGE_WIRE_TELL);
+    if (s->packet.protocol == IPPROTO_TCP && s->packet.tcp_flags & TCP_FLAG_RST && wire_here())
+        stages.call(skb, STAGE_WIRE_HEAR);
     if (action == PASS && c->flags & CONTROL_FLAG_NAMES && o.receiver && dns_is_answer(&s->packet)) {
         const struct packet *p = &s->packet;
         dns_hand(skb, p, o.receiver, endpoint_peer(p->source, p->source_port, 0), DIRECTION_INGRESS);
@@ -241,7 +374,7 @@ static INLINE int ingress_is_stream(struct __sk_buff *skb, u32 l2)
         if ((void *)(tcp + 1) > end)
             return 0;
         return ip->version_ihl == 0x45 && ip->protocol == IPPROTO_TCP && !(ip->fragment & bpf_htons(0x3fff)) &&
-               !(tcp->flags & TCP_FLAG_SYN) && (ip->source & bpf_htonl(0xff000000)) != bpf_htonl(0x7f000000) &&
+               !(tcp->flags & (TCP_FLAG_SYN | TCP_FLAG_RST)) && (ip->source & bpf_htonl(0xff000000)) != bpf_htonl(0x7f000000) &&
                (ip->destination & bpf_htonl(0xff000000)) != bpf_htonl(0x7f000000) && tcp->offset >= 0x50 &&
                tcp->source && tcp->destination;
     }
@@ -251,7 +384,7 @@ static INLINE int ingress_is_stream(struct __sk_buff *skb, u32 l2)
         if ((void *)(tcp + 1) > end)
             return 0;
         /* a first word of zero is where loopback, mapped and unspecified addresses live */
-        return ip->next == IPPROTO_TCP && !(tcp->flags & TCP_FLAG_SYN) && ip->source[0] && ip->destination[0] &&
+        return ip->next == IPPROTO_TCP && !(tcp->flags & (TCP_FLAG_SYN | TCP_FLAG_RST)) && ip->source[0] && ip->destination[0] &&
                (ip->destination[0] & bpf_htonl(0xff000000)) != bpf_htonl(0xff000000) && tcp->offset >= 0x50 &&
                tcp->source && tcp->destination;
     }

@@ -51,6 +51,7 @@ BPF_F_TABLE("hash", struct subject_member, u32, members_inner, 1, NO_PREALLOC);
 BPF_F_TABLE("hash", struct subject_key, struct subject_entry, subjects_inner, 1, NO_PREALLOC);
 BPF_F_TABLE("hash", struct name_key, u32, names_inner, 1, NO_PREALLOC);
 BPF_F_TABLE("hash", u32, u32, named_inner, 1, NO_PREALLOC);
+BPF_F_TABLE("hash", u32, u32, hosting_inner, 1, NO_PREALLOC);
 BPF_F_TABLE(PINNED("array_of_maps$policy_inner", "policy"), int, int, policy_slots, 2, 0);
 BPF_F_TABLE(PINNED("array_of_maps$classes4_inner", "classes4"), int, int, classes4_slots, 2, 0);
 BPF_F_TABLE(PINNED("array_of_maps$classes6_inner", "classes6"), int, int, classes6_slots, 2, 0);
@@ -60,6 +61,8 @@ BPF_F_TABLE(PINNED("array_of_maps$subjects_inner", "subjects"), int, int, subjec
 /* DNS: from a name to its id, which is the same in every generation, and from the id to the class it has in this one. */
 BPF_F_TABLE(PINNED("array_of_maps$names_inner", "names"), int, int, names_slots, 2, 0);
 BPF_F_TABLE(PINNED("array_of_maps$named_inner", "named"), int, int, named_slots, 2, 0);
+/* Which nodes may host a workload: identity -> host set, see struct claim_key. */
+BPF_F_TABLE(PINNED("array_of_maps$hosting_inner", "hosting"), int, int, hosting_slots, 2, 0);
 
 /* Identities that an operator has isolated, with when (boot clock, seconds). Outside generations: it survives them. */
 BPF_F_TABLE(PINNED("hash", "quarantined"), u32, u32, quarantined, CAPACITY_QUARANTINED, NO_PREALLOC);
@@ -74,15 +77,24 @@ BPF_F_TABLE(PINNED("lru_hash", "echoes"), struct echo_key, u32, echoes, CAPACITY
 BPF_F_TABLE(PINNED("lru_hash", "questions"), struct question_key, struct question_entry, questions, CAPACITY_QUESTIONS, 0);
 BPF_F_TABLE(PINNED("lru_hash", "learned"), struct learned_key, struct learned_entry, learned, CAPACITY_LEARNED, 0);
 
+/* Identity on the wire. Outside generations: nodes come and go without a commit. */
+BPF_F_TABLE(PINNED("array", "wire_self"), u32, struct wire_self, wire_self, 1, 0);
+BPF_F_TABLE(PINNED("lpm_trie", "nodes"), struct node_key, struct node_entry, nodes, CAPACITY_NODES, NO_PREALLOC);
+BPF_F_TABLE(PINNED("hash", "wire_keys"), struct wire_key_id, struct wire_keys, wire_keys, CAPACITY_WIRE_KEYS, NO_PREALLOC);
+BPF_F_TABLE(PINNED("hash", "claims"), struct claim_key, u32, claims, CAPACITY_CLAIMS, NO_PREALLOC);
+BPF_F_TABLE(PINNED("array", "guard"), u32, struct guard_bucket, guard, CAPACITY_GUARD, 0);
+BPF_F_TABLE(PINNED("lru_hash", "wire_flows"), struct wire_flow_key, struct wire_flow, wire_flows, CAPACITY_WIRE_FLOWS, 0);
+
 /* Accounting. Index of `refusals`: reason * 4 + direction * 2 + (1 when only would-deny). */
 BPF_F_TABLE(PINNED("percpu_array", "refusals"), u32, u64, refusals, DROP_REASON_MAX * 4, 0);
 BPF_F_TABLE(PINNED("percpu_hash", "edges"), struct edge_key, u64, edges, CAPACITY_EDGES, NO_PREALLOC);
 BPF_F_TABLE(PINNED("percpu_array", "hits"), u32, u64, hits, CAPACITY_HIT_SLOTS, 0);
 BPF_F_TABLE(PINNED("percpu_array", "losses"), u32, u64, losses, LOSS_MAX, 0);
+BPF_F_TABLE(PINNED("percpu_array", "wire_counts"), u32, u64, wire_counts, WIRE_COUNT_MAX, 0);
 BPF_F_TABLE(PINNED("percpu_array", "dns_answers"), u32, u64, dns_answers, DNS_OUTCOME_MAX, 0);
 BPF_F_TABLE(PINNED("percpu_array", "buckets"), u32, struct bucket, buckets, CONTROL_KIND_MAX + 1, 0);
 
-/* Reached by tail calls: the second stage of each direction, one copy for all kinds of devices, and what reads DNS. */
+/* Reached by tail calls: the second stage of each direction, one copy for all kinds of devices, and what few packets need. */
 enum stage {
     STAGE_EGRESS = 0,
     STAGE_INGRESS = 1,
@@ -90,7 +102,9 @@ enum stage {
     STAGE_DNS_ANSWER = 3,
     STAGE_DNS_RECORD = 4,
     STAGE_DNS_LEARN = 5,
-    STAGE_MAX = 6,
+    STAGE_WIRE_TELL = 6,
+    STAGE_WIRE_HEAR = 7,
+    STAGE_MAX = 8,
 };
 BPF_F_TABLE(PINNED("prog", "stages"), u32, u32, stages, STAGE_MAX, 0);
 
@@ -156,6 +170,13 @@ static INLINE u32 *slot_named(u32 generation, u32 *name_id)
     int slot = generation & 1;
     void *inner = named_slots.lookup(&slot);
     return inner ? bpf_map_lookup_elem_((uintptr_t)inner, name_id) : 0;
+}
+
+static INLINE u32 *slot_hosting(u32 generation, u32 *identity)
+{
+    int slot = generation & 1;
+    void *inner = hosting_slots.lookup(&slot);
+    return inner ? bpf_map_lookup_elem_((uintptr_t)inner, identity) : 0;
 }
 
 static INLINE struct subject_entry *slot_subjects(u32 generation, struct subject_key *key)

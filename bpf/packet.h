@@ -99,6 +99,8 @@ struct tcp_header {
     __be32 checksum_urgent;
 };
 
+#define TCP_CHECKSUM 16 /* offset in the header */
+
 struct udp_header {
     __be16 source;
     __be16 destination;
@@ -126,6 +128,7 @@ struct packet {
     u8 family;             /* AF_INET, AF_INET6; 0 for anything that is not IP */
     u8 protocol;
     u8 tcp_flags;
+    u8 tcp_bytes;          /* of the TCP header, options included */
     u8 icmp_type;
     u8 hop_limit;
     u8 later_fragment;
@@ -214,6 +217,7 @@ static INLINE int packet_parse_ports(struct __sk_buff *skb, struct packet *p, u3
         p->source_port = tcp->source;
         p->destination_port = tcp->destination;
         p->tcp_flags = tcp->flags;
+        p->tcp_bytes = header;
         p->payload_bytes = l3_end - at - header;
     } else if (p->protocol == IPPROTO_UDP || p->protocol == IPPROTO_UDPLITE) {
         if (packet_pull(skb, at + sizeof(struct udp_header)))

@@ -37,6 +37,19 @@ static INLINE int policy_allows(const struct control *c, struct policy_key *key,
     return e && (!e->deadline_s || account_boot_seconds() < e->deadline_s);
 }
 
+/* Does policy let `local` open a conversation on this port with any workload of another node? */
+static INLINE int policy_allows_peer(const struct control *c, u32 local, u8 protocol, __be16 port)
+{
+    struct policy_key key = {
+        .prefix_bits = POLICY_EXACT_BITS + 16,
+        .local_identity = local,
+        .direction = DIRECTION_EGRESS,
+        .protocol = protocol,
+        .port = port,
+    };
+    return policy_allows(c, &key, IDENTITY_PEER);
+}
+
 /*
  * Who an address outside this machine is to `local`: the first of the names it was told for it under which policy
  * allows the conversation, else the class of the address itself. `held` is the name id by which a stream was allowed

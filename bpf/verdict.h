@@ -14,6 +14,12 @@
 /* Set on lo by egress in the same pass and required by its ingress; no socket option reaches this field. */
 #define LOOPBACK_JUDGED 0xB17C
 
+/* Likewise on the answer that a refused opening was turned into. */
+#define WIRE_TOLD 0xB17D
+
+/* And on an opening that was verified when it came through another device (a bond's or bridge's port). */
+#define WIRE_VERIFIED 0xB17E
+
 /* The kind of device, handed from the first stage to the second in skb->cb[0]. */
 enum link_kind {
     LINK_ETHERNET = 0,
@@ -34,6 +40,7 @@ struct outcome {
     const struct sock_state *st; /* of the local endpoint, for the report */
     const struct sock_state *receiver; /* of a datagram's receiving socket, where there is one */
     u64 peer;                    /* of a datagram that leaves: its other end, as its socket knows it */
+    struct wire_said *w;         /* in scratch too: what is known of the other end from the wire */
     u8 kind;
     u8 control;                  /* enum control_kind */
     u8 reason;                   /* enum drop_reason */
@@ -76,7 +83,7 @@ static INLINE int verdict_settle(struct __sk_buff *skb, const struct control *c,
     else
         account_refusal(o->j);
     if (o->kind != OUTCOME_COUNTED)
-        account_packet_event(skb, c, p, o->j, o->st, o->event_flags);
+        account_packet_event(skb, c, p, o->j, o->st, o->w->node, o->event_flags);
     return o->j->verdict == VERDICT_DENY ? DROP : PASS;
 }
 
@@ -91,8 +98,30 @@ struct scratch {
     struct judgement end;       /* one end's part in a reading */
     struct fragment_key fragment;
     struct echo_key echo;
+    struct wire_said said;
 };
 BPF_F_TABLE("percpu_array", u32, struct scratch, scratches, 2, 0);
+
+/* Who an address is to `local`: a node without an agent, a name or address class that policy knows, or the world. */
+static INLINE u32 verdict_remote(const struct control *c, u32 local, u8 family, const __be32 *address, u8 direction,
+                                 u8 protocol, __be16 port, u32 *held)
+{
+    if (wire_here()) {
+        struct node_entry *n = wire_node_at(address);
+        if (n && n->flags & NODE_FLAG_LEGACY) {
+            *held = 0;
+            return IDENTITY_LEGACY;
+        }
+    }
+    return policy_remote(c, local, family, address, direction, protocol, port, held);
+}
+
+/* Name the wire's reason where the refusal is for not knowing the other end. */
+static INLINE void verdict_explain(const struct outcome *o, struct judgement *j)
+{
+    if (o->w->why && j->reason == DROP_REASON_POLICY)
+        j->reason = o->w->why;
+}
 
 static INLINE void verdict_fragment_key(struct fragment_key *key, const struct packet *p, u8 direction)
 {

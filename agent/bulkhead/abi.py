@@ -11,14 +11,14 @@ from ctypes import Array, Structure, c_char, c_uint8, c_uint16, c_uint32, c_uint
 from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING, Final
 
-LAYOUT: Final = "74b8cc6b1fad7829da647bc8569489b5ad4d8705a77ebda61c21972c2b647d02"
+LAYOUT: Final = "d2a6649c6c92a794359e7bfba82b2f23ee44887b9310644a70bc700e9d7be3ae"
 """SHA-256 of every definition, without comments: equal exactly when both sides mean the same bytes."""
 
 
 class Abi(IntEnum):
     """`enum abi`."""
 
-    LAYOUT = 2
+    LAYOUT = 3
     """layout number of everything that is pinned; raised when a struct changes incompatibly"""
 
 
@@ -47,6 +47,16 @@ class Capacity(IntEnum):
     """DNS questions waiting for their answer"""
     LEARNED = 32768
     """addresses that workloads have been told a name has"""
+    NODES = 8192
+    """prefixes at which registered nodes are reached"""
+    WIRE_KEYS = 65536
+    """(node, key epoch) pairs with keys: 2,048 nodes for a day"""
+    CLAIMS = 262144
+    """(node, host set) pairs"""
+    GUARD = 131072
+    """buckets of eight verified openings each, remembered until they are too old"""
+    WIRE_FLOWS = 65536
+    """datagram conversations whose other end said on the wire who it is"""
 
 
 class Direction(IntEnum):
@@ -91,6 +101,10 @@ class Identity(IntEnum):
     """an address outside this machine that no external names"""
     WITHHELD = 4
     """a workload that is not as its policy requires (posture); matches nothing"""
+    PEER = 5
+    """whichever workload of a registered node answers: may an opening leave at all?"""
+    LEGACY = 6
+    """a registered node that runs no agent and so cannot say who is talking"""
     RESERVED_MAX = 255
 
 
@@ -142,7 +156,25 @@ class DropReason(IntEnum):
     """an operator has isolated the workload at one of the ends"""
     POSTURE = 22
     """a workload at one of the ends is not as its policy requires"""
-    MAX = 23
+    WIRE_MISSING = 23
+    """from a registered node, and does not say who is talking"""
+    WIRE_MALFORMED = 24
+    """an identity option of another length or place than the format has"""
+    WIRE_NO_KEY = 25
+    """no key is shared with the node: not registered, revoked, or itself"""
+    WIRE_FORGED = 26
+    """the code that authenticates the identity is wrong"""
+    WIRE_REPLAYED = 27
+    """this very opening has arrived before, in another conversation"""
+    WIRE_CLOCK = 28
+    """said too long ago, or not yet: the clocks differ by too much"""
+    WIRE_CLAIM = 29
+    """policy does not let the node host the workload that it names"""
+    WIRE_NO_ROOM = 30
+    """other options leave no room to say who is talking (MPTCP join, TFO, MD5)"""
+    WIRE_GUARD = 31
+    """more openings than can be told from replays"""
+    MAX = 32
 
 
 class ControlKind(IntEnum):
@@ -190,6 +222,32 @@ class DnsOutcome(IntEnum):
     """an address found no room"""
     STREAM = 9
     """a connection to port 53 was opened: what is answered there is not read"""
+    MAX = 10
+
+
+class WireCount(IntEnum):
+    """What identity on the wire has come to, exact."""
+
+    SAID = 0
+    """openings and answers that left with an identity"""
+    VERIFIED = 1
+    """openings that arrived with one that holds"""
+    ANSWERED = 2
+    """answers that did"""
+    DATAGRAMS = 3
+    """datagrams that did"""
+    TRAILERS = 4
+    """datagrams that left with an identity"""
+    CARRIERS = 5
+    """datagrams sent beside others that had no room for one"""
+    STRIPPED = 6
+    """options taken off because the other end is no registered node"""
+    TOLD = 7
+    """refusals explained to the node that was refused"""
+    HEARD = 8
+    """refusals that another node explained to us"""
+    BY_ADDRESS = 9
+    """conversations opened with a peer that is known by its address alone"""
     MAX = 10
 
 
@@ -245,6 +303,10 @@ class SockFlag(IntFlag):
     """the origin fields are filled in"""
     STREAM = 16
     """TCP: the verdict holds for the whole conversation"""
+    WIRE = 32
+    """TCP: `remote_identity` was proven on the wire by `remote_node`"""
+    PENDING = 64
+    """TCP: the opening has left for `remote_node`; nobody has answered yet"""
 
 
 class EventHook(IntEnum):
@@ -254,6 +316,8 @@ class EventHook(IntEnum):
     """judged as a packet"""
     CALL = 1
     """refused in connect() or sendmsg(): no packet was made"""
+    PEER = 2
+    """refused at the other end, which said so: `node`, `commit` and `generation` are its own"""
 
 
 class EventFlag(IntFlag):
@@ -627,8 +691,10 @@ class SockState(Structure):
     socket_cookie: int
     remote_name: int
     """name id by which the stream's peer was allowed; 0: by its address"""
-    reserved_name: int
-    reserved_hot: int
+    remote_node: int
+    """number of the node that the peer is on; 0: it is known by its address"""
+    wire_word: int
+    """TCP: initial sequence number of an opening; datagrams: see wire_datagram.h"""
     cgroup_id: int
     """at opening"""
     opened_ns: int
@@ -662,8 +728,8 @@ class SockState(Structure):
             peer_word: int = 0,
             socket_cookie: int = 0,
             remote_name: int = 0,
-            reserved_name: int = 0,
-            reserved_hot: int = 0,
+            remote_node: int = 0,
+            wire_word: int = 0,
             cgroup_id: int = 0,
             opened_ns: int = 0,
             exe_inode: int = 0,
@@ -693,8 +759,8 @@ class SockState(Structure):
         ("peer_word", c_uint64),
         ("socket_cookie", c_uint64),
         ("remote_name", c_uint32),
-        ("reserved_name", c_uint32),
-        ("reserved_hot", c_uint64),
+        ("remote_node", c_uint32),
+        ("wire_word", c_uint64),
         ("cgroup_id", c_uint64),
         ("opened_ns", c_uint64),
         ("exe_inode", c_uint64),
@@ -1105,7 +1171,10 @@ class VerdictEvent(Structure):
     """enum event_flag"""
     reserved: int
     comm: bytes
-    reserved_tail: int
+    node: int
+    """number of the node at the other end, as it proved or as its address says; 0: none"""
+    commit: Array[c_uint8]
+    """EVENT_HOOK_PEER: the first bytes of the commit that it enforces"""
 
     if TYPE_CHECKING:
 
@@ -1138,7 +1207,8 @@ class VerdictEvent(Structure):
             flags: int = 0,
             reserved: int = 0,
             comm: bytes = b"",
-            reserved_tail: int = 0,
+            node: int = 0,
+            commit: tuple[int, ...] | Array[c_uint8] = (),
         ) -> None: ...
     else:
         __slots__ = ()
@@ -1170,7 +1240,471 @@ class VerdictEvent(Structure):
         ("flags", c_uint8),
         ("reserved", c_uint16),
         ("comm", c_char * 16),
-        ("reserved_tail", c_uint32),
+        ("node", c_uint32),
+        ("commit", c_uint8 * 8),
+    )
+
+
+class Wire(IntEnum):
+    """Identity on the wire, as docs/wire.md specifies it byte by byte. In a TCP header the option is the last one; in a
+    datagram it is the surplus area of RFC 9868, behind a pad byte where that begins at an odd offset.
+    """
+
+    OPTION_KIND = 253
+    """RFC 6994: experimental, told from others by `experiment`"""
+    OPTION_BYTES = 20
+    PLACE_BYTES = 16
+    """reserved where MP_CAPABLE or a cookie request leaves no more, and is written over"""
+    REFUSAL_BYTES = 36
+    DATAGRAM_KIND = 127
+    """RFC 9868: EXP"""
+    TRAILER_BYTES = 32
+    EXPERIMENT = 45180
+    """0xB07C"""
+    TICK_S = 16
+    """unit of `tick`"""
+    EPOCH_TICKS = 256
+    """ticks for which a key is good: 68 minutes"""
+    TICKS_APART = 2
+    """how far `tick` may be from ours: clocks may differ by 32 s, and by up to 48 s"""
+
+
+class WireKind(IntEnum):
+    """What a MAC is about: two that mean different things are never equal."""
+
+    OPENING = 1
+    """a SYN"""
+    ANSWER = 2
+    """a SYN-ACK"""
+    DATAGRAM = 3
+    REFUSAL = 4
+    """a RST"""
+    STAMP = 5
+    """never leaves: what was verified on arrival"""
+
+
+class WireOption(Structure):
+    """Said by a SYN and a SYN-ACK. Every number in network order."""
+
+    kind: int
+    length: int
+    experiment: int
+    identity: int
+    """IDENTITY_HOST: a process of the node that no workload selects"""
+    node: Array[c_uint8]
+    """number of the node that says so"""
+    tick: int
+    """low bits of Unix time / WIRE_TICK_S"""
+    mac: Array[c_uint8]
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            kind: int = 0,
+            length: int = 0,
+            experiment: int = 0,
+            identity: int = 0,
+            node: tuple[int, ...] | Array[c_uint8] = (),
+            tick: int = 0,
+            mac: tuple[int, ...] | Array[c_uint8] = (),
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("kind", c_uint8),
+        ("length", c_uint8),
+        ("experiment", c_uint16.__ctype_be__),
+        ("identity", c_uint32.__ctype_be__),
+        ("node", c_uint8 * 3),
+        ("tick", c_uint8),
+        ("mac", c_uint8 * 8),
+    )
+
+
+class WireRefusal(Structure):
+    """Said by the RST that answers an opening which policy refuses at the receiver."""
+
+    kind: int
+    length: int
+    experiment: int
+    identity: int
+    """of the end that refuses"""
+    node: Array[c_uint8]
+    tick: int
+    generation: int
+    """of the end that refuses"""
+    commit: Array[c_uint8]
+    """first bytes of the commit that it enforces"""
+    reason: int
+    """enum drop_reason"""
+    reserved: Array[c_uint8]
+    mac: Array[c_uint8]
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            kind: int = 0,
+            length: int = 0,
+            experiment: int = 0,
+            identity: int = 0,
+            node: tuple[int, ...] | Array[c_uint8] = (),
+            tick: int = 0,
+            generation: int = 0,
+            commit: tuple[int, ...] | Array[c_uint8] = (),
+            reason: int = 0,
+            reserved: tuple[int, ...] | Array[c_uint8] = (),
+            mac: tuple[int, ...] | Array[c_uint8] = (),
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("kind", c_uint8),
+        ("length", c_uint8),
+        ("experiment", c_uint16.__ctype_be__),
+        ("identity", c_uint32.__ctype_be__),
+        ("node", c_uint8 * 3),
+        ("tick", c_uint8),
+        ("generation", c_uint32.__ctype_be__),
+        ("commit", c_uint8 * 8),
+        ("reason", c_uint8),
+        ("reserved", c_uint8 * 3),
+        ("mac", c_uint8 * 8),
+    )
+
+
+class WireTrailer(Structure):
+    """Behind the user data of a datagram."""
+
+    checksum: int
+    """OCS, see RFC 9868"""
+    kind: int
+    length: int
+    """from `kind` on"""
+    experiment: int
+    flags: int
+    """1: carries nothing but this, for datagrams that have no room"""
+    tick: int
+    identity: int
+    node: Array[c_uint8]
+    reserved: int
+    nonce: Array[c_uint8]
+    mac: Array[c_uint8]
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            checksum: int = 0,
+            kind: int = 0,
+            length: int = 0,
+            experiment: int = 0,
+            flags: int = 0,
+            tick: int = 0,
+            identity: int = 0,
+            node: tuple[int, ...] | Array[c_uint8] = (),
+            reserved: int = 0,
+            nonce: tuple[int, ...] | Array[c_uint8] = (),
+            mac: tuple[int, ...] | Array[c_uint8] = (),
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("checksum", c_uint16.__ctype_be__),
+        ("kind", c_uint8),
+        ("length", c_uint8),
+        ("experiment", c_uint16.__ctype_be__),
+        ("flags", c_uint8),
+        ("tick", c_uint8),
+        ("identity", c_uint32.__ctype_be__),
+        ("node", c_uint8 * 3),
+        ("reserved", c_uint8),
+        ("nonce", c_uint8 * 8),
+        ("mac", c_uint8 * 8),
+    )
+
+
+class WireMessage(Structure):
+    """What is authenticated, hashed with SipHash-2-4 under the key of (sender, receiver, key epoch). Little endian."""
+
+    sequence: int
+    """of the segment; datagrams: first half of the nonce"""
+    acknowledgement: int
+    """0 for an opening; datagrams: second half of the nonce"""
+    identity: int
+    tick: int
+    """all 32 bits"""
+    kind: int
+    """enum wire_kind; refusals: reason << 8; datagrams: user data length << 16"""
+    detail: int
+    """refusals: generation; 0 otherwise"""
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            sequence: int = 0,
+            acknowledgement: int = 0,
+            identity: int = 0,
+            tick: int = 0,
+            kind: int = 0,
+            detail: int = 0,
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("sequence", c_uint32),
+        ("acknowledgement", c_uint32),
+        ("identity", c_uint32),
+        ("tick", c_uint32),
+        ("kind", c_uint32),
+        ("detail", c_uint32),
+    )
+
+
+class WireSelf(Structure):
+    """This node. Outside generations; written by the agent."""
+
+    stamp_key: Array[c_uint64]
+    """of this boot: never leaves the machine"""
+    clock_offset_s: int
+    """Unix time less CLOCK_MONOTONIC, seconds: the clock that costs a program least to read"""
+    node: int
+    """its own number; 0: there is no identity on the wire"""
+    reserved: int
+    commit: Array[c_uint8]
+    """first bytes of the commit in force"""
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            stamp_key: tuple[int, ...] | Array[c_uint64] = (),
+            clock_offset_s: int = 0,
+            node: int = 0,
+            reserved: int = 0,
+            commit: tuple[int, ...] | Array[c_uint8] = (),
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("stamp_key", c_uint64 * 2),
+        ("clock_offset_s", c_uint64),
+        ("node", c_uint32),
+        ("reserved", c_uint32),
+        ("commit", c_uint8 * 8),
+    )
+
+
+class NodeFlag(IntEnum):
+    """`enum node_flag`."""
+
+    LEGACY = 1
+    """runs no agent: it is the entity `legacy`"""
+    BY_ADDRESS = 2
+    """what comes from it without an identity is judged by its address"""
+
+
+class NodeKey(Structure):
+    """A prefix of 128 bits; IPv4 as ::ffff:a.b.c.d."""
+
+    prefix_bits: int
+    address: Array[c_uint8]
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            prefix_bits: int = 0,
+            address: tuple[int, ...] | Array[c_uint8] = (),
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("prefix_bits", c_uint32),
+        ("address", c_uint8 * 16),
+    )
+
+
+class NodeEntry(Structure):
+    """`struct node_entry`."""
+
+    node: int
+    flags: int
+    """enum node_flag"""
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            node: int = 0,
+            flags: int = 0,
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("node", c_uint32),
+        ("flags", c_uint32),
+    )
+
+
+class WireKeyId(Structure):
+    """`struct wire_key_id`."""
+
+    node: int
+    epoch: int
+    """Unix time / (WIRE_TICK_S * WIRE_EPOCH_TICKS)"""
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            node: int = 0,
+            epoch: int = 0,
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("node", c_uint32),
+        ("epoch", c_uint32),
+    )
+
+
+class WireKeys(Structure):
+    """`struct wire_keys`."""
+
+    sending: Array[c_uint64]
+    receiving: Array[c_uint64]
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            sending: tuple[int, ...] | Array[c_uint64] = (),
+            receiving: tuple[int, ...] | Array[c_uint64] = (),
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("sending", c_uint64 * 2),
+        ("receiving", c_uint64 * 2),
+    )
+
+
+class ClaimKey(Structure):
+    """May this node host the workloads of that host set?"""
+
+    node: int
+    host_set: int
+    """as in the generation map `hosting`; 0 there: any node"""
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            node: int = 0,
+            host_set: int = 0,
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("node", c_uint32),
+        ("host_set", c_uint32),
+    )
+
+
+class GuardBucket(Structure):
+    """Verified openings: tick (8 bits) << 56 | part of the MAC (24) << 32 | hash of the conversation's ends (32). 0:
+    free.
+    """
+
+    seen: Array[c_uint64]
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            seen: tuple[int, ...] | Array[c_uint64] = (),
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (("seen", c_uint64 * 8),)
+
+
+class WireFlowKey(Structure):
+    """`struct wire_flow_key`."""
+
+    socket_cookie: int
+    peer: int
+    """as in sock_state.peer_word, without the generation"""
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            socket_cookie: int = 0,
+            peer: int = 0,
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("socket_cookie", c_uint64),
+        ("peer", c_uint64),
+    )
+
+
+class WireFlow(Structure):
+    """`struct wire_flow`."""
+
+    identity: int
+    node: int
+    verified_s: int
+    """seconds since boot"""
+    reserved: int
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            identity: int = 0,
+            node: int = 0,
+            verified_s: int = 0,
+            reserved: int = 0,
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("identity", c_uint32),
+        ("node", c_uint32),
+        ("verified_s", c_uint32),
+        ("reserved", c_uint32),
     )
 
 
@@ -1241,6 +1775,19 @@ STRUCTS: Final[dict[str, type[Structure]]] = {
     "bucket": Bucket,
     "setting": Setting,
     "verdict_event": VerdictEvent,
+    "wire_option": WireOption,
+    "wire_refusal": WireRefusal,
+    "wire_trailer": WireTrailer,
+    "wire_message": WireMessage,
+    "wire_self": WireSelf,
+    "node_key": NodeKey,
+    "node_entry": NodeEntry,
+    "wire_key_id": WireKeyId,
+    "wire_keys": WireKeys,
+    "claim_key": ClaimKey,
+    "guard_bucket": GuardBucket,
+    "wire_flow_key": WireFlowKey,
+    "wire_flow": WireFlow,
     "lifecycle_event": LifecycleEvent,
 }
 """Every struct, by its C name."""
@@ -1256,6 +1803,7 @@ ENUMS: Final[dict[str, type[IntEnum | IntFlag]]] = {
     "drop_reason": DropReason,
     "control_kind": ControlKind,
     "dns_outcome": DnsOutcome,
+    "wire_count": WireCount,
     "loss": Loss,
     "control_flag": ControlFlag,
     "need": Need,
@@ -1264,6 +1812,9 @@ ENUMS: Final[dict[str, type[IntEnum | IntFlag]]] = {
     "event_flag": EventFlag,
     "lifecycle_kind": LifecycleKind,
     "subject": Subject,
+    "wire": Wire,
+    "wire_kind": WireKind,
+    "node_flag": NodeFlag,
 }
 """Every enum, by its C name."""
 

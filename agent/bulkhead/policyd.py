@@ -20,10 +20,8 @@ Messages from it, a JSON line each; when it closes its end, this process ends:
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import resource
 import select
 import socket
 import sys
@@ -39,6 +37,7 @@ from inotify_simple import INotify, flags
 
 from bulkhead import config
 from bulkhead.config import Settings
+from bulkhead.confinement import confine, end_with_parent
 from bulkhead.dataplane.bundle import pack
 from bulkhead.dataplane.compile import compile_commit
 from bulkhead.errors import BulkheadError, PolicyError, UnreachableError, UsageError
@@ -50,28 +49,9 @@ from bulkhead.policy.remote import Mirror, Remote, RemoteError
 from bulkhead.policy.signers import Roots, read_operators
 from bulkhead.policy.source import read_commit
 
-_MEMORY_BYTES_MAX = 4 << 30
-_FILES_MAX = 256
-_PR_SET_NO_NEW_PRIVS = 38
-_PR_SET_PDEATHSIG = 1
-_CAPABILITY_VERSION_3 = 0x20080522
 _WATCHED = flags.CREATE | flags.MOVED_TO | flags.CLOSE_WRITE | flags.DELETE | flags.DELETE_SELF | flags.ATTRIB
 _MISSED_EVENT_S = 5.0
 """How often the reference is read without an event: file systems exist that report none."""
-
-
-def confine() -> None:
-    """Give up privileges for good: no new ones by exec, no capabilities, bounded memory, files and processes."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "cannot set no_new_privs")
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    nothing = (ctypes.c_uint32 * 6)()
-    if libc.capset(header, nothing) != 0:
-        raise OSError(ctypes.get_errno(), "cannot give up capabilities")
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES_MAX, _MEMORY_BYTES_MAX))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (_FILES_MAX, _FILES_MAX))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 class LocalSource:
@@ -352,8 +332,7 @@ def _obey(compiler: Compiler, asked: list[dict[str, Any]]) -> bool:
 def main() -> None:
     """Entry point: `policyd FD SETTINGS ACCEPTED HELD_OFF`."""
     number, settings_text, accepted, held_off = sys.argv[1:5]
-    libc = ctypes.CDLL(None)
-    libc.prctl(_PR_SET_PDEATHSIG, 15, 0, 0, 0)
+    end_with_parent()
     channel = socket.socket(fileno=int(number))
     settings = config.parse(settings_text)
     confine()

@@ -387,7 +387,7 @@ def peers(draw: st.DrawFn, names: Names, managed: bool) -> Peer:
     """One side of a rule; `managed` keeps addresses out of it."""
     if draw(_RARELY):
         return draw(labelled_peers(names))
-    entities = (Entity.ANY, Entity.HOST) if managed else (Entity.ANY, Entity.HOST, Entity.WORLD)
+    entities = (Entity.ANY, Entity.HOST) if managed else (Entity.ANY, Entity.HOST, Entity.WORLD, Entity.LEGACY)
     pool: list[Workload | External | Entity] = [*names.workloads, *names.workloads, *entities]
     if not managed:
         pool += [*names.externals, *names.externals]
@@ -563,6 +563,7 @@ def _inside(address: Address, step: int) -> bool:
 End = TypeVar("End", Identified, Remote)
 
 HOST = Identified(Standing.HOST)
+LEGACY = Identified(Standing.LEGACY)
 UNKNOWN = Identified(Standing.UNKNOWN)
 
 
@@ -586,7 +587,7 @@ class Probes:
         here = [_as_end(w) for w in policy_set.workloads if can_be_on(w, host)]
         ambiguous = Identified(Standing.AMBIGUOUS, tuple(name for who in here[:2] for name in who.workloads))
         nobody = [UNKNOWN, ambiguous] if len(here) > 1 else [UNKNOWN]
-        remote = [HOST, *everyone, *nobody, *boundary_addresses(policy_set)]
+        remote = [HOST, LEGACY, *everyone, *nobody, *boundary_addresses(policy_set)]
         return cls(policy_set, host, [HOST, *here, *nobody], remote)
 
     def members(self, peer: Peer, ends: list[End]) -> list[End]:
@@ -616,12 +617,15 @@ class Probes:
         return Opening(self.host, local, direction, remote, protocol, port)
 
 
+_ENTITIES = {Standing.HOST: Entity.HOST, Standing.LEGACY: Entity.LEGACY}
+
+
 def _spoken_of(peer: Peer, named: Sequence[External], end: Remote) -> bool:
     if not isinstance(end, Identified):
         return Entity.WORLD in peer.entities or any(end in network for e in named for network in (*e.cidr, *e.excluded))
     if end.standing is Standing.WORKLOAD:
         return Entity.ANY in peer.entities or end.workloads[0] in peer.workloads
-    return end.standing is Standing.HOST and Entity.HOST in peer.entities
+    return end.standing in _ENTITIES and _ENTITIES[end.standing] in peer.entities
 
 
 def _edge(spec: PortSpec, rng: Random) -> tuple[int, int]:

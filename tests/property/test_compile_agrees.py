@@ -14,6 +14,7 @@ from bulkhead.dataplane import reference
 from bulkhead.dataplane.compile import Compiled, class_of, compile_commit, lookup
 from bulkhead.dataplane.reference import Answer, Identified, Remote, Standing
 from bulkhead.policy.model import Entity, Mode, Peer, PolicySet, PortSpec
+from bulkhead.policy.nodes import Node
 from property import strategies
 from property.strategies import NOW, Case, Opening
 
@@ -21,6 +22,7 @@ Compiler = Callable[[PolicySet, str | None, datetime], Compiled]
 
 ENTITIES = {
     Standing.HOST: Identity.HOST,
+    Standing.LEGACY: Identity.LEGACY,
     Standing.AMBIGUOUS: Identity.AMBIGUOUS,
     Standing.UNKNOWN: Identity.UNKNOWN,
 }
@@ -87,7 +89,7 @@ def test_deny_when_there_is_no_policy() -> None:
     compiled = compile_commit(empty, "web-1", NOW)
     stranger = class_of(compiled, strategies.STRAY_ADDRESSES[0])
     for direction in Direction:
-        for remote in (Identity.HOST, Identity.WORLD, Identity.UNKNOWN, stranger):
+        for remote in (Identity.HOST, Identity.WORLD, Identity.UNKNOWN, Identity.LEGACY, Identity.PEER, stranger):
             assert lookup(compiled, Identity.HOST, direction, remote, strategies.TCP, 443) is None
 
 
@@ -107,6 +109,45 @@ def test_tables_know_what_is_allowed_to_whoever_bears_a_dns_name(case: Case) -> 
 @given(strategies.cases())
 def test_tables_for_all_hosts_at_once_say_the_same(case: Case) -> None:
     assert disagreements(case, lambda policy_set, _host, now: compile_commit(policy_set, None, now)) == []
+
+
+NODE = Node("elsewhere", 7, (), bytes(range(32)))
+
+
+def opening_disagreement(policy_set: PolicySet, compiled: Compiled, opening: Opening) -> str:
+    """What the kernel says differently from the oracle of a first packet to a node; empty when it does not."""
+    address = next(iter(strategies.STRAY_ADDRESSES))
+    port = opening.protocol, opening.port
+    meant = reference.may_leave(policy_set, opening.host, opening.local, NODE, address, port, NOW)
+    local = number_of(policy_set, compiled, opening.local)
+    asked_of = replace(compiled, entries=compiled.entries | compiled.openings)
+    remotes = Identity.PEER, class_of(compiled, address)
+    found = [entry for each in remotes if (entry := lookup(asked_of, local, Direction.EGRESS, each, *port))]
+    return "" if bool(found) == meant else f"{found}, but {meant}"
+
+
+@given(strategies.cases())
+def test_a_first_packet_to_a_node_leaves_exactly_where_some_answer_would_be_allowed(case: Case) -> None:
+    compiled = compile_commit(case.policy_set, case.host, NOW)
+    asked_about = [opening for opening in case.openings if opening.local.standing is not Standing.LEGACY]
+    assert [how for each in asked_about if (how := opening_disagreement(case.policy_set, compiled, each))] == []
+
+
+@given(strategies.cases())
+def test_an_opening_lasts_as_long_as_the_longest_lived_rule_to_any_workload(case: Case) -> None:
+    compiled = compile_commit(case.policy_set, case.host, NOW)
+    everyone = [Identified(Standing.WORKLOAD, (each.qualified,)) for each in case.policy_set.workloads]
+    asked_of = replace(compiled, entries=compiled.openings)
+    for opening in case.openings:
+        local = number_of(case.policy_set, compiled, opening.local)
+        entry = lookup(asked_of, local, Direction.EGRESS, Identity.PEER, opening.protocol, opening.port)
+        outgoing = [replace(opening, direction=Direction.EGRESS, remote=each) for each in everyone]
+        answers = [answer for each in outgoing if (answer := asked(case.policy_set, each)).allowed]
+        ends = {answer.expires and answer.expires.timestamp() for answer in answers}
+        longest = None if None in ends else max(ends, key=float, default=0.0)
+        assert (entry.deadline if entry else 0.0) == longest
+        if entry:
+            assert any(entry.rule_id in answer.rules for answer in answers)
 
 
 # A property that cannot fail proves nothing: each of these compilers is wrong in one small way.
@@ -147,9 +188,25 @@ def _other_family(policy_set: PolicySet) -> PolicySet:
     return replace(policy_set, rules=tuple(replace(r, source=widened(r.source)) for r in policy_set.rules))
 
 
+def _legacy_in_the_world(policy_set: PolicySet) -> PolicySet:
+    def widened(peer: Peer) -> Peer:
+        return replace(peer, entities=(*peer.entities, Entity.LEGACY)) if Entity.WORLD in peer.entities else peer
+
+    rules = tuple(replace(r, source=widened(r.source), destination=widened(r.destination)) for r in policy_set.rules)
+    return replace(policy_set, rules=rules)
+
+
 @pytest.mark.parametrize(
     "mistake",
-    [_widened_port, _forgotten_holes, _forgotten_deadline, _host_among_any, _swapped_ends, _other_family],
+    [
+        _widened_port,
+        _forgotten_holes,
+        _forgotten_deadline,
+        _host_among_any,
+        _swapped_ends,
+        _other_family,
+        _legacy_in_the_world,
+    ],
 )
 def test_oracle_notices_a_widened_rule(mistake: Callable[[PolicySet], PolicySet]) -> None:
     def wrong(policy_set: PolicySet, host: str | None, now: datetime) -> Compiled:

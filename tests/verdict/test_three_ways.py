@@ -35,7 +35,11 @@ STRETCH = 1000
 """Deadlines near NOW are moved this much further from it, so that no run is too slow for one."""
 LONG_AGO = timedelta(days=3650)
 
-ENTITIES = {Standing.HOST: Identity.HOST, Standing.AMBIGUOUS: Identity.AMBIGUOUS}
+ENTITIES = {
+    Standing.HOST: Identity.HOST,
+    Standing.AMBIGUOUS: Identity.AMBIGUOUS,
+    Standing.LEGACY: Identity.LEGACY,
+}
 HERE = {version: strategies.ip_network(text)[0] for version, text in ((4, "192.0.2.1/32"), (6, "2001:db8::1/128"))}
 LOOPBACK = {version: strategies.ip_network(text)[0] for version, text in ((4, "127.0.0.1/32"), (6, "::1/128"))}
 
@@ -149,7 +153,7 @@ def _stretched(policy_set: PolicySet, now: datetime) -> PolicySet:
 def check(world: World, asked: Opening) -> None:
     """Put one opening to the kernel, by the packet that stands for it if there is one."""
     if isinstance(asked.remote, Identified):
-        if asked.protocol in (TCP, UDP):
+        if asked.protocol in (TCP, UDP) and asked.remote.standing is not Standing.LEGACY:
             _check_local(world, asked, asked.remote)
         else:
             _check_without_packet(world, asked)

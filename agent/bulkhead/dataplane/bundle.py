@@ -5,9 +5,12 @@
     rules       record tables: an index of (number, end of its text), then one JSON array for each number
     workloads
     classes
-    policy      keys, then entries, as in bpf/abi.h, in the order of the keys' bytes
+    policy      keys, then entries, as in bpf/abi.h, in the order of the keys' bytes; openings to nodes among them
     addresses   keys and identities for IPv4, then for IPv6, likewise
     names       a record table as above: DNS names with their classes
+    hosting     identities of workloads, then the number of the `host` globs of each
+    host sets   a record table: globs by their number
+    nodes       a record table: the records of nodes, counted from 1
 
 The agent is root and believes nothing: every length, number and record is checked before any is used, and equal bundles
 are equal bytes. Tables stay bytes and are decoded record by record, so that a large policy costs the agent what it
@@ -16,26 +19,30 @@ weighs here and no more. Deadlines are Unix seconds in transport; the agent turn
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import struct
 import sys
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from itertools import pairwise
 from typing import Any, Final, TypeVar
 
 from bulkhead.abi import Abi, Direction, Identity
-from bulkhead.dataplane.compile import Compiled, PolicyEntry, PolicyKey, RuleInfo, WorkloadInfo
+from bulkhead.dataplane.compile import ENTITY_NAMES, Compiled, PolicyEntry, PolicyKey, RuleInfo, WorkloadInfo
+from bulkhead.dataplane.hosting import HostSet, host_sets, hosting
 from bulkhead.dataplane.names import DnsName, name_id, wire_key
+from bulkhead.dataplane.resolve import PEER
 from bulkhead.errors import Diagnostic, Loc, PolicyError
 from bulkhead.policy.model import Match, Mode, Network, QualifiedName, Requirement, RuleId
+from bulkhead.policy.nodes import KEY_BYTES, NAME, NUMBER_MAX, Node, Unknown
 
 MAGIC: Final = b"BULKHEAD"
-VERSION: Final = 3
+VERSION: Final = 4
 SIZE_LIMIT: Final = 128 << 20
 """Bytes of the largest bundle that is written or read."""
 
@@ -48,6 +55,7 @@ _FIXED_BITS: Final = 80
 _SECTIONS: Final = (
     "meta", "rules", "workloads", "classes",
     "policy_keys", "policy_entries", "keys4", "identities4", "keys6", "identities6", "names",
+    "hosted", "hosting", "host_sets", "nodes",
 )  # fmt: skip
 _HEADER: Final = struct.Struct(f"<8sII{len(_SECTIONS)}I32s")
 _POLICY: Final = struct.Struct("<IIIBBHI4xI4x")
@@ -158,12 +166,18 @@ class Bundle:
     keys6: bytes
     """20 bytes each, as `struct address_key6`."""
     identities6: bytes
+    hosted: bytes
+    """Identities of all workloads of hosts, this one and others; four bytes each, little endian."""
+    hosting: bytes
+    """The number of the `host` globs of each, likewise."""
     digest: str
     """SHA-256 of the content, in hexadecimal."""
     _rules: RecordTable
     _workloads: RecordTable
     _classes: RecordTable
     _names: RecordTable
+    _host_sets: RecordTable
+    _nodes: RecordTable
 
     def rule(self, rule_id: int) -> RuleInfo | None:
         """A rule by its number."""
@@ -200,10 +214,19 @@ class Bundle:
         for number in self._names.numbers:
             yield number, _name(self._names.get(number) or [])
 
+    def host_sets(self) -> dict[int, HostSet]:
+        """`host` globs of workloads by their number; that of any node, 0, is not among them."""
+        return {number: _host_set(self._host_sets.get(number) or []) for number in self._host_sets.numbers}
+
+    def nodes(self) -> Iterator[Node]:
+        """The records of nodes in the commit, revoked ones included."""
+        for number in self._nodes.numbers:
+            yield _node(self._nodes.get(number) or [])
+
     def identity_name(self, identity: int) -> str | None:
         """What to call an identity; None when the commit does not know it."""
-        if identity == Identity.HOST:
-            return "host"
+        if identity in ENTITY_NAMES:
+            return ENTITY_NAMES[identity]
         members = self.class_members(identity)
         if members is not None:
             return " + ".join(members) or "world"
@@ -222,7 +245,14 @@ class Bundle:
         }
 
     def policy(self) -> Iterator[tuple[PolicyKey, PolicyEntry]]:
-        """All policy entries in the compiler's words."""
+        """Who may talk to whom, in the compiler's words."""
+        return ((key, entry) for key, entry in self._policy() if key.remote_identity != PEER)
+
+    def openings(self) -> Iterator[tuple[PolicyKey, PolicyEntry]]:
+        """What may be opened to whichever workload a node answers with: `Compiled.openings`."""
+        return ((key, entry) for key, entry in self._policy() if key.remote_identity == PEER)
+
+    def _policy(self) -> Iterator[tuple[PolicyKey, PolicyEntry]]:
         entries = _ENTRY.iter_unpack(self.policy_entries)
         for key, entry in zip(_KEY.iter_unpack(self.policy_keys), entries, strict=True):
             bits, local, remote, direction, protocol, port = key
@@ -255,6 +285,9 @@ def pack(compiled: Compiled) -> bytes:
         *_halves(_address_records(compiled.classes4, _ADDRESS4), 8, _ADDRESS4.size),
         *_halves(_address_records(compiled.classes6, _ADDRESS6), 20, _ADDRESS6.size),
         _records((number, list(name)) for number, name in compiled.names.items()),
+        *_hosting(compiled.hosting),
+        _records((number, list(globs)) for number, globs in compiled.host_sets.items()),
+        _records((number, _node_record(node)) for number, node in enumerate(compiled.nodes, 1)),
     ]
     body = b"".join(sections)
     if _HEADER.size + len(body) > SIZE_LIMIT:
@@ -307,6 +340,17 @@ def _workload_record(workload: WorkloadInfo) -> list[object]:
     return [*spoken, workload.local, labels, selector, posture, _loc_record(workload.loc)]
 
 
+def _node_record(node: Node) -> list[object]:
+    key = None if node.key is None else base64.b64encode(node.key).decode()
+    addresses = [str(network) for network in node.addresses]
+    return [node.name, node.number, addresses, key, node.unknown.value, node.revoked, node.origin]
+
+
+def _hosting(numbers: Mapping[int, int]) -> tuple[bytes, bytes]:
+    layout, ordered = struct.Struct(f"<{len(numbers)}I"), sorted(numbers.items())
+    return layout.pack(*(identity for identity, _ in ordered)), layout.pack(*(number for _, number in ordered))
+
+
 def _policy_records(compiled: Compiled) -> list[bytes]:
     pack_one, fixed, timed = _POLICY.pack, _FIXED_BITS, _transport_deadline
     records = [
@@ -314,7 +358,8 @@ def _policy_records(compiled: Compiled) -> list[bytes]:
             fixed + bits, local, remote, direction, protocol, port >> 8 | (port & 255) << 8,
             rule_id, 0 if deadline is None else timed(deadline),
         )
-        for (local, direction, remote, protocol, port, bits), (rule_id, deadline) in compiled.entries.items()
+        for entries in (compiled.entries, compiled.openings)
+        for (local, direction, remote, protocol, port, bits), (rule_id, deadline) in entries.items()
     ]  # fmt: skip
     records.sort()
     return records
@@ -361,9 +406,10 @@ def read(data: bytes) -> Bundle:
     _check_addresses(sections["keys4"], sections["identities4"], 32, classes)
     _check_addresses(sections["keys6"], sections["identities6"], 128, classes)
     meta = _checked(lambda: _read_meta(_json(sections["meta"], "meta")), "meta")
-    blobs = {name: sections[name] for name in _SECTIONS[4:-1]}
+    blobs = {name: sections[name] for name in (*_SECTIONS[4:10], "hosted", "hosting")}
     digest = data[_HEADER.size - 32 : _HEADER.size].hex()
     tables = {"_rules": rules, "_workloads": workloads, "_classes": classes, "_names": names}
+    tables |= {f"_{name}": RecordTable(sections[name], name) for name in ("host_sets", "nodes")}
     bundle = Bundle(**(meta | blobs | tables | {"digest": digest}))
     _check_records(bundle)
     return bundle
@@ -386,6 +432,10 @@ def unpack(data: bytes) -> Compiled:
         rules={rule.rule_id: rule for rule in bundle.rules()},
         executables=bundle.executables,
         names=dict(bundle.names()),
+        openings=dict(bundle.openings()),
+        hosting=dict(zip(_u32s(bundle.hosted), _u32s(bundle.hosting), strict=True)),
+        host_sets=bundle.host_sets(),
+        nodes=tuple(bundle.nodes()),
     )
 
 
@@ -418,6 +468,8 @@ def _check_policy(keys: bytes, entries: bytes, rules: RecordTable) -> None:
             raise BundleError(f"the policy key for {local} and {remote} (protocol {protocol}) is malformed")
         if local in _NEVER_LOCAL or remote in _NOBODY or local > _WORKLOAD_MAX:
             raise BundleError(f"a policy entry lets {local} talk to {remote}, which nothing may")
+        if remote == PEER and direction != Direction.EGRESS:
+            raise BundleError(f"a policy entry lets whoever a node says talk to {local}")
     known = set(rules.numbers)
     for rule_id, hit_slot, _, flags in _ENTRY.iter_unpack(entries):
         if rule_id not in known or hit_slot or flags:
@@ -425,7 +477,7 @@ def _check_policy(keys: bytes, entries: bytes, rules: RecordTable) -> None:
 
 
 _NOBODY: Final = frozenset(map(int, (Identity.UNKNOWN, Identity.AMBIGUOUS, Identity.WITHHELD)))
-_NEVER_LOCAL: Final = _NOBODY | {int(Identity.WORLD)}
+_NEVER_LOCAL: Final = _NOBODY | {int(Identity.WORLD), int(Identity.PEER), int(Identity.LEGACY)}
 _WORKLOAD_MAX: Final = 0x7FFFFFFF
 _LAST_DIRECTION: Final = int(Direction.INGRESS)
 
@@ -461,6 +513,25 @@ def _check_records(bundle: Bundle) -> None:
     for number, name in bundle.names():
         if number != name_id(name.pattern) or name.identity not in bundle._classes:
             raise BundleError(f"the DNS name {number} is not what its number says, or of no class")
+    _check_hosting(bundle)
+    _check_nodes(bundle)
+
+
+def _check_hosting(bundle: Bundle) -> None:
+    """The selectors are in the bundle too, so that every number is known."""
+    selectors = [(workload.identity, workload.match) for workload in bundle.workloads()]
+    if _hosting(hosting(selectors)) != (bundle.hosted, bundle.hosting):
+        raise BundleError("which nodes may host a workload is not what its selector says")
+    if bundle.host_sets() != host_sets(match for _, match in selectors):
+        raise BundleError("the `host` globs are not those of the selectors")
+
+
+def _check_nodes(bundle: Bundle) -> None:
+    if list(bundle._nodes.numbers) != list(range(1, len(bundle._nodes) + 1)):
+        raise BundleError("the nodes are not counted from 1")
+    for node in bundle.nodes():
+        if not 1 <= node.number <= NUMBER_MAX or not node.addresses:
+            raise BundleError(f"node `{node.name}` has the number {node.number}, or no address")
 
 
 def _checked(build: Callable[[], T], what: str) -> T:
@@ -532,6 +603,26 @@ def _name(record: list[Any]) -> DnsName:
         return DnsName(pattern, identity)
 
     return _checked(build, "names")
+
+
+def _host_set(record: list[Any]) -> HostSet:
+    return _checked(lambda: _texts(record), "host_sets")
+
+
+def _node(record: list[Any]) -> Node:
+    def build() -> Node:
+        name, number, addresses, key, unknown, revoked, origin = record
+        if type(number) is not int:
+            raise TypeError("not a number")
+        public = None if key is None else base64.b64decode(_text(key), validate=True)
+        if public is not None and len(public) != KEY_BYTES:
+            raise ValueError("not a key")
+        networks = tuple(map(ip_network, _texts(addresses)))
+        if not NAME.fullmatch(_text(name)):
+            raise ValueError("not a name")
+        return Node(name, number, networks, public, Unknown(_text(unknown)), _flag(revoked), _text(origin))
+
+    return _checked(build, "nodes")
 
 
 def _loc(value: Any) -> Loc:

@@ -239,7 +239,7 @@ def _outsides(policy_set: PolicySet, index: _Index) -> Iterator[Outside]:
     for external in policy_set.externals:
         yield Outside(external.qualified, external, index.ties(Peer(externals=(external.qualified,))))
     named = {entity for rule in policy_set.rules for entity in (*rule.source.entities, *rule.destination.entities)}
-    for entity in (Entity.HOST, Entity.WORLD):
+    for entity in (Entity.HOST, Entity.WORLD, Entity.LEGACY):
         if entity in named:
             yield Outside(str(entity), None, index.ties(Peer(entities=(entity,))))
 

@@ -13,6 +13,7 @@ from bulkhead.abi import Direction
 from bulkhead.dataplane import points
 from bulkhead.dataplane.cluster import DIRECTIONS, Allowance, ResolvedCluster
 from bulkhead.dataplane.compile import Compiled, PolicyEntry, PolicyKey, WorkloadInfo
+from bulkhead.dataplane.hosting import hosting
 from bulkhead.dataplane.inventory import Listed
 from bulkhead.dataplane.parties import Party, Standing
 from bulkhead.dataplane.ports import port_prefixes
@@ -39,6 +40,7 @@ def compile_cluster(
         family: {network: parties.classes[members].identity for network, members in classes.prefixes.items()}
         for family, classes in parties.networks.items()
     }
+    workloads = tuple(_stand_in(resolved, party) for party in _pods(resolved))
     return Compiled(
         commit=policy_set.commit,
         trust_domain=policy_set.trust_domain,
@@ -49,9 +51,10 @@ def compile_cluster(
         classes4=networks[4],
         classes6=networks[6],
         classes={party.identity: tuple(sorted(members)) for members, party in parties.classes.items()},
-        workloads=tuple(_stand_in(resolved, party) for party in _pods(resolved)),
+        workloads=workloads,
         rules=dict(resolved.rules),
         executables=(),
+        hosting=hosting((workload.identity, workload.match) for workload in workloads),
     )
 
 

@@ -8,7 +8,7 @@ for that long.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from ipaddress import IPv4Network, IPv6Network, ip_address
@@ -16,11 +16,22 @@ from typing import NamedTuple
 
 from bulkhead.abi import Direction
 from bulkhead.dataplane.addresses import Address
+from bulkhead.dataplane.hosting import HostSet, host_sets, hosting
 from bulkhead.dataplane.names import DnsName
 from bulkhead.dataplane.never import check_nevers
 from bulkhead.dataplane.policy_tests import check_tests
 from bulkhead.dataplane.ports import PORT_BITS, PortPrefix, port_prefixes, prefix_of
-from bulkhead.dataplane.resolve import HOST, WORLD, Limits, Resolved, ResolvedRule, RuleIndex, resolve
+from bulkhead.dataplane.resolve import (
+    HOST,
+    LEGACY,
+    PEER,
+    WORLD,
+    Limits,
+    Resolved,
+    ResolvedRule,
+    RuleIndex,
+    resolve,
+)
 from bulkhead.errors import Diagnostic, Loc, PolicyError
 from bulkhead.identity.registry import spiffe_id
 from bulkhead.identity.ties import find_ties
@@ -38,6 +49,10 @@ from bulkhead.policy.model import (
     RuleId,
     Workload,
 )
+from bulkhead.policy.nodes import Node
+
+ENTITY_NAMES = {HOST: "host", LEGACY: "legacy"}
+"""Entities that have a number of their own in every commit, and no externals."""
 
 
 class PolicyKey(NamedTuple):
@@ -137,10 +152,20 @@ class Compiled:
     """Those that selectors of local workloads name."""
     names: dict[int, DnsName] = field(default_factory=dict)
     """DNS names that externals list, by number."""
+    openings: dict[PolicyKey, PolicyEntry] = field(default_factory=dict)
+    """Egress towards PEER: an opening to another node leaves if some workload may be meant; who it is, is judged when
+    it answers. What the kernel needs beside `entries`, and nobody's reach."""
+    hosting: dict[int, int] = field(default_factory=dict)
+    """The number of the `host` globs of each workload's identity, those of other hosts included, pods left out."""
+    host_sets: dict[int, HostSet] = field(default_factory=dict)
+    """The globs behind those numbers, but for that of any node."""
+    nodes: tuple[Node, ...] = ()
+    """The records of nodes in the commit, revoked ones included."""
 
     @property
     def sizes(self) -> Sizes:
-        return Sizes(len(self.entries), len(self.classes4), len(self.classes6), len(self.workloads), len(self.rules))
+        entries = len(self.entries) + len(self.openings)
+        return Sizes(entries, len(self.classes4), len(self.classes6), len(self.workloads), len(self.rules))
 
 
 def compile_commit(policy_set: PolicySet, host: str | None, now: datetime, limits: Limits | None = None) -> Compiled:
@@ -205,7 +230,8 @@ def _entry_count(found: ResolvedRule) -> int:
     """Entries of one rule, those that other rules give too included."""
     egress = len(found.source.local) * len(found.destination.members)
     ingress = len(found.destination.local) * len(found.source.members)
-    return (egress + ingress) * sum(len(port_prefixes(spec.first, spec.last)) for spec in found.rule.ports)
+    openings = len(found.source.local) if found.destination.has_workloads else 0
+    return (egress + ingress + openings) * sum(len(port_prefixes(spec.first, spec.last)) for spec in found.rule.ports)
 
 
 def compile_resolved(resolved: Resolved) -> Compiled:
@@ -218,7 +244,7 @@ def compile_resolved(resolved: Resolved) -> Compiled:
         host=resolved.host,
         host_mode=policy_set.host_mode,
         compiled_at=resolved.now.timestamp(),
-        entries=_entries(resolved.rules),
+        entries=_entries(resolved.rules, _keys),
         classes4=dict(directory.classes4),
         classes6=dict(directory.classes6),
         classes={number: tuple(sorted(members)) for members, number in directory.classes.items()},
@@ -226,6 +252,10 @@ def compile_resolved(resolved: Resolved) -> Compiled:
         rules={rule.rule_id: rule_info(rule) for rule in policy_set.rules},
         executables=tuple(sorted({exe for w in workloads if w.local for exe in w.match.exe})),
         names=dict(directory.named),
+        openings=_entries(resolved.rules, _opening_keys),
+        hosting=hosting((workload.identity, workload.match) for workload in workloads),
+        host_sets=host_sets(workload.match for workload in workloads),
+        nodes=policy_set.nodes,
     )
 
 
@@ -264,11 +294,13 @@ def rule_info(rule: Rule) -> RuleInfo:
 # Entries
 
 
-def _entries(rules: Iterable[ResolvedRule]) -> dict[PolicyKey, PolicyEntry]:
+def _entries(
+    rules: Iterable[ResolvedRule], keys: Callable[[ResolvedRule], Iterable[PolicyKey]]
+) -> dict[PolicyKey, PolicyEntry]:
     entries: dict[PolicyKey, PolicyEntry] = {}
     for found in sorted(rules, key=_preference):
         entry = PolicyEntry(found.rule.rule_id, found.deadline)
-        for key in _keys(found):
+        for key in keys(found):
             # The preferred rule comes first and keeps the key.
             entries.setdefault(key, entry)
     return _folded(entries)
@@ -288,6 +320,13 @@ def _keys(found: ResolvedRule) -> Iterator[PolicyKey]:
         for remote in remotes:
             for protocol, (value, bits) in ports:
                 yield PolicyKey(local, direction, remote, protocol, value, bits)
+
+
+def _opening_keys(found: ResolvedRule) -> Iterator[PolicyKey]:
+    if found.destination.has_workloads:
+        for local in found.source.local:
+            for protocol, (value, bits) in _protocol_prefixes(found.rule.ports):
+                yield PolicyKey(local, int(Direction.EGRESS), PEER, protocol, value, bits)
 
 
 def _protocol_prefixes(ports: Iterable[PortSpec]) -> list[tuple[int, PortPrefix]]:
@@ -345,8 +384,8 @@ def class_of(compiled: Compiled, address: Address | str) -> int:
 
 def identity_name(compiled: Compiled, identity: int) -> str | None:
     """What to call an identity; None when the commit does not know it."""
-    if identity == HOST:
-        return "host"
+    if identity in ENTITY_NAMES:
+        return ENTITY_NAMES[identity]
     if identity in compiled.classes:
         return " + ".join(compiled.classes[identity]) or "world"
     return next((w.qualified for w in compiled.workloads if w.identity == identity), None)

@@ -23,7 +23,7 @@ from bulkhead.dataplane.compile import PolicyEntry, PolicyKey, RuleInfo
 from bulkhead.dataplane.halves import Half, Halves, halves
 from bulkhead.dataplane.ports import PORT_BITS
 from bulkhead.dataplane.regions import Region, Regions
-from bulkhead.dataplane.resolve import Limits, ResolvedRule
+from bulkhead.dataplane.resolve import LEGACY, Limits, ResolvedRule
 from bulkhead.dataplane.stretches import Stretch, flattened, overlaid
 from bulkhead.policy.alterations import Altered, alterations
 from bulkhead.policy.model import Network, PolicySet, QualifiedName
@@ -174,14 +174,14 @@ def _questions(both: Halves, regions: Regions) -> Iterator[_Question]:
     """Every way whose answer may have changed; far fewer than there are ways."""
     old, new = both
     touched = _touched(old.entries, new.entries) | _touched(new.entries, old.entries)
-    outside = old.compiled.classes.keys() | new.compiled.classes.keys()
+    outside = old.compiled.classes.keys() | new.compiled.classes.keys() | {LEGACY}
     near: dict[int, set[tuple[int, int]]] = defaultdict(set)
     addressed = {number for region in regions for number in region[:2]}
     for local, direction, remote in touched:
         if remote in addressed:
             near[remote].add((local, direction))
         elif direction == _EGRESS or remote in outside:
-            # A class without addresses is one of DNS names; like a workload it has one number in both commits.
+            # A class without addresses is one of DNS names; like an entity it has one number in both commits.
             yield _Question(local, direction, remote, remote)
     moved = [region for region in regions if region.before != region.after]
     before = _locals(old.entries, {region.before for region in moved})

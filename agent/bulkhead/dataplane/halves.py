@@ -7,8 +7,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from bulkhead.dataplane.compile import Compiled, PolicyEntry, PolicyKey, check_size, compile_commit, compile_resolved
-from bulkhead.dataplane.resolve import HOST, Limits, Resolved, resolve
+from bulkhead.dataplane.compile import (
+    ENTITY_NAMES,
+    Compiled,
+    PolicyEntry,
+    PolicyKey,
+    check_size,
+    compile_commit,
+    compile_resolved,
+)
+from bulkhead.dataplane.resolve import Limits, Resolved, resolve
 from bulkhead.errors import PolicyError
 from bulkhead.policy.model import PolicySet, QualifiedName
 
@@ -29,7 +37,7 @@ class Half:
         return self.compiled.classes.get(number, ())
 
     def name(self, number: int) -> str:
-        """What a workload, the host, or externals of DNS names are called."""
+        """What a workload, an entity, or externals of DNS names are called."""
         return self.names.get(number) or ", ".join(self.members(number))
 
     def number(self, identity: int) -> int:
@@ -71,7 +79,7 @@ def _older(policy_set: PolicySet, new: Half, now: datetime, limits: Limits) -> H
 
 
 def _names(compiled: Compiled, numbers: Mapping[int, int]) -> dict[int, str]:
-    return {HOST: "host", **{numbers.get(w.identity, w.identity): w.qualified for w in compiled.workloads}}
+    return {**ENTITY_NAMES, **{numbers.get(w.identity, w.identity): w.qualified for w in compiled.workloads}}
 
 
 def _renumbered(old: Compiled, new: Compiled) -> dict[int, int]:

@@ -30,6 +30,7 @@ from bulkhead.policy.model import (
     RuleId,
     Workload,
 )
+from bulkhead.policy.nodes import Node, Unknown
 
 Address = IPv4Address | IPv6Address
 
@@ -49,7 +50,9 @@ class Standing(StrEnum):
     AMBIGUOUS = "ambiguous"
     """Several workloads select it with equal right."""
     UNKNOWN = "unknown"
-    """Not attested yet."""
+    """Not attested yet; on another node: it did not prove who it is."""
+    LEGACY = "legacy"
+    """On a registered node that runs no agent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +92,9 @@ class End:
 DnsName = str
 
 Remote = Identified | Address | DnsName
-"""The other end as one end sees it. The standing `host` means the same machine; an address lies outside it, and a name
-stands for an address outside that is known by that name and nothing else."""
+"""The other end as one end sees it: on this machine, proven on the wire, or neither (`seen_from_afar`). The standing
+`host` means this machine, `legacy` a node that cannot say who is talking. An address lies outside, and a name stands
+for an address outside that is known by that name and nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,10 +338,47 @@ def mode_of(policy_set: PolicySet, host: str, local: Identified) -> Mode:
 
 
 def _as_seen(viewer: End, other: End, identified: Identified) -> Remote:
-    """`host` is this machine: what no workload selects on another machine is but an address from here."""
+    """Both machines are nodes that prove whom they host. `host` is this machine: what no workload selects on another
+    machine is but an address from here."""
     if identified.standing is Standing.HOST and viewer.host != other.host:
         return other.address
     return identified
+
+
+def seen_from_afar(policy_set: PolicySet, node: Node | None, said: Identified | None, address: Address) -> Remote:
+    """Who the other end is, on a machine that is not this one.
+
+    `node` is the registered node at whose address it is, or that proved to be the sender; None: no such node counts.
+    `said` is who that node proved it to be; None: nothing was said.
+    """
+    if node is None or node.revoked:
+        return address
+    if node.key is None:
+        return Identified(Standing.LEGACY)
+    if said is None:
+        return address if node.unknown is Unknown.ADDRESS else Identified(Standing.UNKNOWN)
+    if said.standing is Standing.HOST:
+        return address
+    named = [w for w in policy_set.workloads if (w.qualified,) == said.workloads and not w.match.of_pods]
+    return said if named and can_be_on(named[0], node.name) else Identified(Standing.UNKNOWN)
+
+
+def may_leave(
+    policy_set: PolicySet,
+    host: str,
+    local: Identified,
+    node: Node,
+    address: Address,
+    port: tuple[int, int],
+    now: datetime,
+) -> bool:
+    """Whether the first packet to a node leaves: who will answer is not known yet. `port` has its protocol before it.
+
+    It leaves if it may be meant for some workload, or for the node's address; either proves itself with the answer.
+    """
+    everyone = [Identified(Standing.WORKLOAD, (workload.qualified,)) for workload in policy_set.workloads]
+    remotes: list[Remote] = [Identified(Standing.LEGACY)] if node.key is None else [*everyone, address]
+    return any(judge(policy_set, host, local, Direction.EGRESS, each, *port, now).allowed for each in remotes)
 
 
 def _lives_on(policy_set: PolicySet, host: str, local: Identified) -> bool:
@@ -362,6 +403,8 @@ def is_member(policy_set: PolicySet, peer: Peer, end: Remote) -> bool:
         return Entity.WORLD in peer.entities or any(_contains(external, end) for external in named)
     if end.standing is Standing.HOST:
         return Entity.HOST in peer.entities
+    if end.standing is Standing.LEGACY:
+        return Entity.LEGACY in peer.entities
     if end.standing is Standing.WORKLOAD:
         return Entity.ANY in peer.entities or end.workloads[0] in peer.workloads
     return False

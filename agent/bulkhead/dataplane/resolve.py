@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from bulkhead.abi import Identity
+from bulkhead.abi import Capacity, Identity
 from bulkhead.dataplane.addresses import WORLD_MEMBERS, address_classes, name_classes, prefix_count
+from bulkhead.dataplane.hosting import check_host_sets
 from bulkhead.dataplane.names import DnsName, number_names
 from bulkhead.errors import Diagnostic, PolicyError
 from bulkhead.identity.registry import Members, assign_classes, assign_workloads
@@ -21,6 +22,10 @@ from bulkhead.policy.ports import ports_overlap
 
 HOST = int(Identity.HOST)
 WORLD = int(Identity.WORLD)
+LEGACY = int(Identity.LEGACY)
+"""Registered nodes without an agent. Judged at the other end alone, as addresses are."""
+PEER = int(Identity.PEER)
+"""Whichever workload a node will answer with. In the kernel's tables alone: no rule is about it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,8 @@ class Limits:
     """Of each address family."""
     names: int = 65_536
     """DNS names that externals list."""
+    node_prefixes: int = int(Capacity.NODES)
+    """Addresses of registered nodes."""
     memberships: int = 5_000_000
     """Externals counted once for each prefix within them at which the set of externals changes."""
 
@@ -44,6 +51,8 @@ class Side:
     """Identities: workloads, the host, address classes."""
     local: tuple[int, ...]
     """Those that an endpoint of this host can have."""
+    has_workloads: bool = False
+    """Whether a workload is among the members."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,7 +91,8 @@ class Directory:
         side = self._sides.get(key)
         if side is None:
             members = frozenset(self._members(peer))
-            side = self._sides[key] = Side(members, tuple(sorted(members & self.local)))
+            has_workloads = bool(peer.workloads or (Entity.ANY in peer.entities and self.workloads))
+            side = self._sides[key] = Side(members, tuple(sorted(members & self.local)), has_workloads)
         return side
 
     def _members(self, peer: Peer) -> Iterable[int]:
@@ -96,6 +106,8 @@ class Directory:
             yield HOST
         if Entity.WORLD in peer.entities:
             yield from self.world
+        if Entity.LEGACY in peer.entities:
+            yield LEGACY
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,7 +127,7 @@ def resolve(policy_set: PolicySet, host: str | None, now: datetime, limits: Limi
     """Rules and peers with their members. `now` is timezone-aware.
 
     Raises PolicyError when identities collide or are reserved (BH0602), and when there are more prefixes than
-    the limits allow (BH0701).
+    the limits allow (BH0701), or when different `host` globs share a number (BH0603).
     """
     directory = _directory(policy_set, host, limits or Limits())
     rules = (
@@ -133,9 +145,11 @@ def resolve(policy_set: PolicySet, host: str | None, now: datetime, limits: Limi
 
 def _directory(policy_set: PolicySet, host: str | None, limits: Limits) -> Directory:
     workloads = assign_workloads(policy_set.trust_domain, policy_set.workloads)
+    check_host_sets(policy_set.workloads)
     local = {workloads[w.qualified] for w in policy_set.workloads if can_be_on(w.match, host)}
     _refuse_too_many_prefixes(policy_set, limits)
     _refuse_too_many_names(policy_set, limits)
+    _refuse_too_many_nodes(policy_set, limits)
     families = [address_classes(policy_set.externals, version, limits.memberships) for version in (4, 6)]
     # A DNS name is a class without prefixes: rules about it are judged, and no packet is of it until it is learned.
     sets = {members for family in families for members in family.prefixes.values()}
@@ -159,7 +173,7 @@ def _directory(policy_set: PolicySet, host: str | None, limits: Limits) -> Direc
 def _names(workloads: Mapping[QualifiedName, int], classes: Mapping[Members, int]) -> dict[int, str]:
     names: dict[int, str] = {number: name for name, number in workloads.items()}
     names.update((number, " + ".join(sorted(members))) for members, number in classes.items())
-    return names | {HOST: Entity.HOST.value, WORLD: Entity.WORLD.value}
+    return names | {HOST: Entity.HOST.value, WORLD: Entity.WORLD.value, LEGACY: Entity.LEGACY.value}
 
 
 def _classes_of(classes: Mapping[Members, int]) -> dict[QualifiedName, frozenset[int]]:
@@ -187,6 +201,17 @@ def _refuse_too_many_names(policy_set: PolicySet, limits: Limits) -> None:
         problem = f"{count:,} DNS names are more than the {limits.names:,} that fit"
         hint = f"the largest external is `{largest.qualified}` with {len(largest.fqdn):,}; a wildcard is one name"
         raise PolicyError([Diagnostic("BH0701", problem, largest.loc, hint=hint)])
+
+
+def _refuse_too_many_nodes(policy_set: PolicySet, limits: Limits) -> None:
+    standing = [node for node in policy_set.nodes if not node.revoked]
+    count = sum(len(node.addresses) for node in standing)
+    if count > limits.node_prefixes:
+        largest = max(standing, key=lambda node: len(node.addresses))
+        problem = f"{count:,} addresses of nodes are more than the {limits.node_prefixes:,} that fit"
+        hint = f"the most has `{largest.name}` with {len(largest.addresses):,}; a prefix is one address"
+        commit = policy_set.sources.abbreviated if policy_set.sources else ""
+        raise PolicyError([Diagnostic("BH0701", problem, largest.place(commit), hint=hint)])
 
 
 class RuleIndex:

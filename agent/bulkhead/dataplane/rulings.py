@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 from bulkhead.abi import Direction, Identity
 from bulkhead.dataplane.addresses import Address
-from bulkhead.dataplane.compile import Compiled, RuleInfo, lookup
+from bulkhead.dataplane.compile import ENTITY_NAMES, Compiled, RuleInfo, lookup
 from bulkhead.dataplane.halves import Halves
 from bulkhead.dataplane.recorded import Facts, Flow, Party
 from bulkhead.dataplane.regions import cut
-from bulkhead.dataplane.resolve import HOST
+from bulkhead.dataplane.resolve import HOST, LEGACY
 from bulkhead.identity.selectors import OTHER, CgroupView, Host, Identified, Narrower, Outcome
 from bulkhead.policy.model import Mode, RuleId
 
@@ -111,13 +111,14 @@ class Commit:
 
     def __init__(self, compiled: Compiled) -> None:
         self._compiled = compiled
-        self._names = {HOST: "host", **{w.identity: str(w.qualified) for w in compiled.workloads}}
+        self._names = {**ENTITY_NAMES, **{w.identity: str(w.qualified) for w in compiled.workloads}}
         self._numbers = {name: number for number, name in self._names.items()}
         self._modes = {HOST: compiled.host_mode, **{w.identity: w.mode for w in compiled.workloads}}
         self.matches = {str(w.qualified): w.match for w in compiled.workloads}
         self._stretches = {version: cut(compiled, version) for version in (4, 6)}
         written = {*compiled.classes4.values(), *compiled.classes6.values()}
-        self._learned = {" + ".join(names): n for n, names in compiled.classes.items() if names and n not in written}
+        learned = {" + ".join(names): n for n, names in compiled.classes.items() if names and n not in written}
+        self._known_by_name = {ENTITY_NAMES[LEGACY]: LEGACY, **learned}
         self._suspects: dict[str, _Suspects] = {}
         self._found: dict[Facts, frozenset[int]] = {}
 
@@ -136,9 +137,10 @@ class Commit:
         return self._names.get(identity) or " + ".join(self._compiled.classes.get(identity, ())) or "world"
 
     def outside(self, name: str, address: Address) -> int:
-        """The class of an address. One that was known by a DNS name still is, where the commit has that name."""
-        learned = self._learned.get(name)
-        return self._class_of(address) if learned is None else learned
+        """Who an address is. One that was known by a DNS name still is, where the commit has that name, and a node
+        without an agent still is one."""
+        known = self._known_by_name.get(name)
+        return self._class_of(address) if known is None else known
 
     def _class_of(self, address: Address) -> int:
         # By halving, since a log has many addresses.
@@ -167,7 +169,7 @@ class Commit:
             (flow.source, source, Direction.EGRESS, destination),
             (flow.destination, destination, Direction.INGRESS, source),
         ):
-            if party.address is not None:
+            if party.address is not None or local == LEGACY:
                 continue
             entry = lookup(self._compiled, local, direction, remote, flow.protocol, flow.port)
             if entry is None:

@@ -106,7 +106,16 @@ class Attachments:
     Borrows `programs`. Holds every link open besides its pin, so that removing a pin by hand opens nothing.
     """
 
-    def __init__(self, pins: Path, programs: Programs, cgroup: Path | None = None, prefer: Mechanism = "tcx") -> None:
+    def __init__(
+        self,
+        pins: Path,
+        programs: Programs,
+        cgroup: Path | None = None,
+        prefer: Mechanism = "tcx",
+        unused: frozenset[AttachType] = frozenset(),
+    ) -> None:
+        """`unused`: control group hooks that this agent has nothing to do at."""
+        self._unused = unused
         self._links = _LinkStore(pins / "links")
         self._programs = programs
         self._cgroup = cgroup
@@ -163,6 +172,7 @@ class Attachments:
             return [
                 f"{self._cgroup} {hook_name(hook)}"
                 for hook, program in self._programs.cgroup.items()
+                if hook not in self._unused
                 if self._attach_cgroup_hook(root, cgroup_id, hook, program)
             ]
 

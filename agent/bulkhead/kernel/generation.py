@@ -116,6 +116,7 @@ def tables(bundle: Bundle, plan: Plan, surveyed: tuple[Table, Table, Table], slo
         members=members,
         subjects=subjects,
         flags=control_flags(bundle, observe_only),
+        hosting=Table(bundle.hosted, bundle.hosting, len(bundle.hosted) // 4),
         **name_tables(bundle),
     )
 

@@ -28,6 +28,7 @@ _BPFFS_MAGIC = 0xCAFE4A11
 _COMPILER_FLAGS = [
     "-Wno-macro-redefined",
     "-Wno-unused-function",
+    "-fno-strict-aliasing",  # structures are hashed and copied as words, as in the kernel: a store is never too late
     "-g0",  # nothing needs type information but one map, see kernel.storage
     "-Xclang",
     "-disable-llvm-passes",  # bcc optimises what clang hands it; once is enough

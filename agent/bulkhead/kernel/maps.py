@@ -39,7 +39,7 @@ from bulkhead.kernel import libbpf
 from bulkhead.kernel.libbpf import BPF_F_NO_PREALLOC, Fd, Map, MapType
 
 _ZERO: Final = bytes(4)
-_FROZEN: Final = frozenset({"policy", "classes4", "classes6", "names", "named"})
+_FROZEN: Final = frozenset({"policy", "classes4", "classes6", "names", "named", "hosting"})
 """Generation maps that nobody writes once they are filled: the kernel is told to refuse it."""
 
 
@@ -65,6 +65,7 @@ _SLOTTED: Final[Mapping[str, _Inner]] = {
     "subjects": _Inner(MapType.HASH, _size(SubjectKey), _size(SubjectEntry)),
     "names": _Inner(MapType.HASH, _size(NameKey), 4),
     "named": _Inner(MapType.HASH, 4, 4),
+    "hosting": _Inner(MapType.HASH, 4, 4),
 }
 
 _FIXED: Final = (
@@ -79,10 +80,17 @@ _FIXED: Final = (
     "echoes",
     "questions",
     "learned",
+    "wire_self",
+    "nodes",
+    "wire_keys",
+    "claims",
+    "guard",
+    "wire_flows",
     "refusals",
     "edges",
     "hits",
     "losses",
+    "wire_counts",
     "dns_answers",
     "buckets",
     "verdict_events",
@@ -132,6 +140,8 @@ class GenerationTables:
     """Ids of DNS names, by the name on the wire."""
     named: Table = _NOTHING
     """Classes of DNS names, by id."""
+    hosting: Table = _NOTHING
+    """Numbers of `host` globs, by the identity of a workload of any host."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,9 +25,13 @@ class Program:
 DNS_STAGES = ("stage_dns_question", "stage_dns_answer", "stage_dns_record", "stage_dns_learn")
 """What reads DNS datagrams."""
 
+WIRE_STAGES = ("stage_wire_tell", "stage_wire_hear")
+"""What explains a refusal to another node, and hears such explanations."""
+
 PROGRAMS = (
     *(Program(name, name, f"{name}.c", ProgramType.SCHED_CLS) for name in ("stage_egress", "stage_ingress")),
     *(Program(name, name, "stage_dns.c", ProgramType.SCHED_CLS) for name in DNS_STAGES),
+    *(Program(name, name, "stage_wire.c", ProgramType.SCHED_CLS) for name in WIRE_STAGES),
     *(
         Program(f"tc_{direction}{framing}", f"tc_{direction}{framing}", "tc.c", ProgramType.SCHED_CLS)
         for framing in ("", "_bare", "_loopback")
@@ -40,13 +44,14 @@ PROGRAMS = (
     Program("cgroup_connect6", "cgroup_address6", "cgroup.c", ProgramType.CGROUP_SOCK_ADDR, 11),
     Program("cgroup_sendmsg4", "cgroup_address4", "cgroup.c", ProgramType.CGROUP_SOCK_ADDR, 14),
     Program("cgroup_sendmsg6", "cgroup_address6", "cgroup.c", ProgramType.CGROUP_SOCK_ADDR, 15),
+    Program("wire_sock_ops", "wire_sock_ops", "wire.c", ProgramType.SOCK_OPS, 3),
     *(
         Program(name, name, "lifecycle.c", ProgramType.RAW_TRACEPOINT)
         for name in ("lifecycle_cgroup_mkdir", "lifecycle_cgroup_rmdir", "lifecycle_attach_task", "lifecycle_exec")
     ),
 )
 
-STAGES = ("stage_egress", "stage_ingress", *DNS_STAGES)
+STAGES = ("stage_egress", "stage_ingress", *DNS_STAGES, *WIRE_STAGES)
 """Programs reached by tail call, in the order of `enum stage`."""
 
 TRACEPOINTS = {

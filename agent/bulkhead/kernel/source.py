@@ -24,6 +24,7 @@ HEADERS = (
     "identity.h",
     "policy.h",
     "endpoint.h",
+    "wire.h",
     "verdict.h",
     "dns.h",
     "egress.h",
@@ -31,7 +32,10 @@ HEADERS = (
 )
 """Everything that programs are made of, dependencies first."""
 
-PARTS = (("stage_egress.c", "stage_dns.c", "tc.c"), ("stage_ingress.c", "cgroup.c", "lifecycle.c"))
+PARTS = (
+    ("stage_egress.c", "stage_dns.c", "tc.c"),
+    ("stage_ingress.c", "stage_wire.c", "cgroup.c", "wire.c", "lifecycle.c"),
+)
 """Files with programs, in parts of about equal work: a compiler each, side by side."""
 
 ORDER = (*HEADERS, *(name for part in PARTS for name in part))

@@ -11,13 +11,18 @@ from bulkhead.dataplane.bundle import Bundle
 from bulkhead.dataplane.compile import Compiled, PolicyEntry, RuleInfo
 from bulkhead.errors import UsageError
 from bulkhead.observe.nearest import Nearest, find_nearest
+from bulkhead.observe.neighbours import Neighbours
 from bulkhead.observe.question import Directory, Kind, Question, Subject
 from bulkhead.observe.reasons import REASONS
 from bulkhead.observe.tables import Tables, tables_of
 from bulkhead.policy.model import Mode, PortSpec
+from bulkhead.policy.nodes import Node
 
 ALLOW, DENY, WOULD_DENY = (name_of(Verdict, one) for one in (Verdict.ALLOW, Verdict.DENY, Verdict.WOULD_DENY))
 REFUSALS: Final = (DENY, WOULD_DENY)
+
+_SAYS_WHO: Final = (6, 17)
+"""Protocols whose packets say who is talking: TCP, UDP."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +74,19 @@ def can(
     now: float,
     aliases: Mapping[str, int] | None = None,
     observe_only: bool = False,
+    nodes: Neighbours | None = None,
 ) -> Answer:
-    """Whether policy allows what is asked, and why.
+    """Whether policy allows what is asked, and why: what each end on this host says, and where others are judged.
 
-    `now` is in Unix seconds; `aliases` are further names for identities; `observe_only` as in the settings. Raises
-    UsageError for names that mean nobody or several, and when neither end would be judged.
+    `now` is in Unix seconds; `aliases` are further names for identities; `observe_only` as in the settings; `nodes` are
+    those at whose addresses somebody says who is talking. Raises UsageError for names that mean nobody or several, and
+    when neither end would be judged.
     """
     tables = tables_of(source) if isinstance(source, Compiled | Bundle) else source
     directory = Directory(tables, aliases)
     ends = directory.subject(question.source), directory.subject(question.destination)
-    case = _Case(tables, *ends, _spec(question, *ends), question.port_text, now, observe_only)
+    spec = _spec(question, *ends)
+    case = _Case(tables, *ends, spec, question.port_text, now, observe_only, nodes or Neighbours())
     answers = case.judge(Direction.EGRESS), case.judge(Direction.INGRESS)
     verdicts = {answer.verdict for answer in answers} - {""}
     if not verdicts:
@@ -105,6 +113,7 @@ class _Case:
     port_text: str
     now: float
     observe_only: bool
+    nodes: Neighbours
 
     def judge(self, direction: Direction) -> EndAnswer:
         """The answer of one end."""
@@ -114,13 +123,34 @@ class _Case:
         mode = self._mode(local)
         if mode is None:
             return EndAnswer(direction, local.name, None, "", DropReason.NONE, None, None, self._not_judged(local))
-        entries = [self._lookup(local, direction, identity) for identity in remote.identities]
-        refused = [entry for entry in entries if entry is None or self._is_over(entry)]
-        if entries and not refused:
-            rule = self._rule(entries[0])
-            return EndAnswer(direction, local.name, mode, ALLOW, DropReason.NONE, rule, None)
-        partly = f"part of `{remote.name}` is allowed" if len(refused) < len(entries) else ""
-        return self._refusal(direction, local, mode, next((one for one in refused if one), None), partly)
+        node = self._node(remote)
+        readings = self._readings(remote, node, direction)
+        found = [[self._lookup(local, direction, identity) for identity in identities] for identities in readings]
+        refused = [[entry for entry in entries if entry is None or self._is_over(entry)] for entries in found]
+        allowing = next((entries for entries, no in zip(found, refused, strict=True) if entries and not no), None)
+        if allowing is not None:
+            note = _who_is_there(node, direction) if node is not None and self._is_said() else ""
+            return EndAnswer(direction, local.name, mode, ALLOW, DropReason.NONE, self._rule(allowing[0]), None, note)
+        partly = f"part of `{remote.name}` is allowed" if len(refused[0]) < len(found[0]) else ""
+        over = next((one for no in refused for one in no if one), None)
+        return self._refusal(direction, local, mode, over, partly)
+
+    def _node(self, end: Subject) -> Node | None:
+        return self.nodes.judged_at(end.address) if end.address is not None else None
+
+    def _is_said(self) -> bool:
+        return self.spec.protocol in _SAYS_WHO
+
+    def _readings(self, remote: Subject, node: Node | None, direction: Direction) -> list[tuple[int, ...]]:
+        """Who the other end may be: one reading is enough, if all of it is allowed.
+
+        An opening to a node leaves for any workload there, or by the class of its address: who answers is judged then.
+        """
+        if node is not None and node.key is None:
+            return [(int(Identity.LEGACY),)]
+        if node is not None and direction == Direction.EGRESS and self._is_said():
+            return [(int(Identity.PEER),), remote.identities]
+        return [remote.identities]
 
     def _refusal(
         self, direction: Direction, local: Subject, mode: Mode, entry: PolicyEntry | None, note: str
@@ -162,9 +192,24 @@ class _Case:
         return Mode.OBSERVE if mode and self.observe_only else mode
 
     def _not_judged(self, local: Subject) -> str:
-        if local.kind is Kind.OUTSIDE:
+        node = self._node(local)
+        if node is not None and node.key is None:
+            return f"the node `{node.name}` runs no agent: nothing judges there"
+        if node is not None:
+            return f"the node `{node.name}` judges there"
+        if local.kind is Kind.OUTSIDE or local.workload is None:
             return f"`{local.name}` is outside: nothing judges there"
-        return f"`{local.name}` cannot be on `{self.tables.host}`: it is judged where it runs"
+        hosts = self.nodes.names_hosting(local.workload.match)
+        where = f"where it runs ({hosts})" if hosts else "where it runs"
+        return f"`{local.name}` cannot be on `{self.tables.host}`: it is judged {where}"
+
+
+def _who_is_there(node: Node, direction: Direction) -> str:
+    if node.key is None:
+        return f"`{node.name}` runs no agent"
+    if direction == Direction.EGRESS:
+        return f"who answers on `{node.name}` is judged when it does"
+    return f"a workload of `{node.name}` is judged by who it is: name it"
 
 
 def because(end: EndAnswer) -> str:

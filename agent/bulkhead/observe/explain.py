@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bulkhead.abi import DropReason, name_of
 from bulkhead.observe.answer import (
     DENY,
     REFUSALS,
@@ -27,6 +28,13 @@ from bulkhead.policy.model import PortSpec
 
 EVENT_LOSSES = ("event-ring", "event-rate", "log")
 """Losses that can hide a verdict from the records."""
+
+_OF_ANSWERS = tuple(
+    name_of(DropReason, reason)
+    for reason in DropReason
+    if reason.name.startswith("WIRE_") and reason not in (DropReason.WIRE_NO_KEY, DropReason.WIRE_NO_ROOM)
+)
+"""What can be wrong with the answer to an opening; the others keep the opening from leaving."""
 
 Wanted = Callable[[FlowRecord], bool]
 
@@ -50,30 +58,37 @@ class Explanation:
     """Name, place and failed clauses of the rule that comes closest."""
     since: str
     """The commit it was judged by."""
+    note: str
+    """What keeps this explanation from saying more."""
     advice: str
     data: str
     complete: bool
 
 
 def explain(record: FlowRecord, tables: Tables | None, lost: Mapping[str, int], host: str = "") -> Explanation:
-    """Why it was judged so. `tables` are those of the record's generation, or the latest; None: no longer known."""
+    """Why it was judged so. `tables` are those of the record's generation, or the latest; None: no longer known.
+
+    For what another node told they are those of the commit that it enforces, if this host knows it.
+    """
     reason = reason_named(record.reason)
     refused = record.verdict in REFUSALS
     complete, data = completeness(lost)
-    nearest = nearest_of(record, tables) if refused and tables is not None and record.reason == "policy" else None
+    by_rule = refused and record.reason == "policy"
+    nearest = nearest_of(record, tables) if by_rule and tables is not None else None
     return Explanation(
         verdict=record.verdict,
         count=record.count,
         first_seen=record.first_seen,
         last_seen=record.last_seen,
-        source=_end(record, short(record.source), record.source_spiffe_id, _address(record.source_address), "source"),
+        source=_end(record, short(record.source), record.source_spiffe_id, record.source_address, "source"),
         destination=_destination(record),
         where=_where(record, host),
         because=reason.because if refused else f"allowed by {record.rule or 'a rule no longer known'}",
         rule="  ".join(filter(None, (record.rule, record.rule_place))),
         nearest=nearest_text(nearest) if nearest else "",
         since=_since(record),
-        advice=reason.advice if refused else "",
+        note=_unknown_commit(record) if by_rule and tables is None else "",
+        advice=_advice(record, reason.advice) if refused else "",
         data=data,
         complete=complete,
     )
@@ -109,7 +124,8 @@ def port_text(protocol: str, port: int) -> str:
 
 
 def _end(record: FlowRecord, name: str, spiffe_id: str, address: str, end: str) -> str:
-    parts = [name, spiffe_id or address]
+    is_remote = end == ("source" if record.direction == "ingress" else "destination")
+    parts = [f"{name} on {record.node}" if record.node and is_remote else name, spiffe_id or _address(address)]
     if end == record.process_end and record.pid:
         parts += [f"pid {record.pid}", record.exe or record.comm, record.unit or record.cgroup, f"uid {record.uid}"]
     elif end != record.process_end and record.peer_pid:
@@ -120,7 +136,7 @@ def _end(record: FlowRecord, name: str, spiffe_id: str, address: str, end: str) 
 def _destination(record: FlowRecord) -> str:
     separator = " " if record.protocol == "icmp" else ":"
     name = f"{short(record.destination)}{separator}{port_text(record.protocol, record.port)}"
-    return _end(record, name, record.destination_spiffe_id, _address(record.destination_address), "destination")
+    return _end(record, name, record.destination_spiffe_id, record.destination_address, "destination")
 
 
 def _address(text: str) -> str:
@@ -131,23 +147,56 @@ def _address(text: str) -> str:
 
 
 def _where(record: FlowRecord, host: str) -> str:
+    if record.told_by:
+        commit = f", commit {record.commit[:7]}" if record.commit else ""
+        there = f"ingress at {short(record.destination)} on {record.told_by}"
+        return f"{there}, which said so (generation {record.generation}{commit}); this host let it leave"
     at = f"{record.direction} at {short(record.local)}" + (f" on {host}" if host else "")
     if record.verdict == WOULD_DENY:
         return f"{at}; it passed, since {short(record.local)} is in observe mode"
     if record.verdict != DENY:
         return at
+    if record.direction == "egress" and record.node and (record.cut or is_of_an_answer(record)):
+        return f"{at}; refused when {record.node} answered" + (", or cut later" if record.cut else "")
     if record.cut:
         return f"{at}; an open conversation was cut"
     if record.hook == "call":
         return f"{at}; the call failed with EPERM, no packet was made"
     if record.direction == "egress":
         return f"{at}; {short(record.destination)} never saw it"
+    if record.source_spiffe_id and record.node and record.protocol == "tcp" and not is_of_the_wire(record):
+        return f"{at}; it arrived from {record.node}, which is told why it was refused"
     return f"{at}; it arrived and was dropped"
 
 
+def is_of_the_wire(record: FlowRecord) -> bool:
+    """Whether it was refused for what a packet says of its sender, or does not say, and not by policy."""
+    return record.reason.startswith("wire-")
+
+
+def is_of_an_answer(record: FlowRecord) -> bool:
+    """Whether what was wrong is what another node answered."""
+    return record.reason in _OF_ANSWERS
+
+
 def _since(record: FlowRecord) -> str:
-    generation = f"generation {record.generation}" if record.generation else ""
+    at = f" at {record.told_by}" if record.told_by else ""
+    generation = f"generation {record.generation}{at}" if record.generation else ""
     return "  ".join(filter(None, (record.commit[:7], generation)))
+
+
+def _unknown_commit(record: FlowRecord) -> str:
+    if not record.told_by:
+        return ""
+    if not record.commit:
+        return f"{record.told_by} did not say which commit it enforces: ask there which rule comes closest"
+    other = f"{record.told_by} enforces another commit ({record.commit[:7]}) than this host"
+    return f"{other}: ask there which rule comes closest"
+
+
+def _advice(record: FlowRecord, text: str) -> str:
+    """What policy refuses is put right in git; all else where it was refused."""
+    return f"on {record.told_by}: {text}" if record.told_by and record.reason not in ("policy", "expired") else text
 
 
 def completeness(lost: Mapping[str, int]) -> tuple[bool, str]:
@@ -171,20 +220,34 @@ def decisive(records: Sequence[FlowRecord]) -> FlowRecord | None:
 
 def mismatch(record: FlowRecord | None, answer: Answer) -> str:
     """What to say when a record of the very commit contradicts the model: a bug, never to be glossed over."""
-    if record is None or record.commit != answer.commit or record.reason not in ("none", "policy"):
+    if record is None or record.reason not in ("none", "policy") or not _is_of_commit(record, answer.commit):
         return ""
-    end = answer.source_end if record.direction == "egress" else answer.destination_end
+    judged_here = record.direction == "egress" and not record.told_by
+    end = answer.source_end if judged_here else answer.destination_end
     if not end.verdict or (end.verdict in REFUSALS) == (record.verdict in REFUSALS):
         return ""
     return f"BH0900 model/kernel mismatch: the kernel said {record.verdict}, the model says {end.verdict}"
 
 
+def _is_of_commit(record: FlowRecord, commit: str) -> bool:
+    return commit.startswith(record.commit or "-") if record.told_by else record.commit == commit
+
+
 def why(
-    records: Sequence[FlowRecord], answer: Answer, tables: Tables | None, lost: Mapping[str, int], host: str = ""
+    records: Sequence[FlowRecord],
+    answer: Answer,
+    tables: Tables | None,
+    lost: Mapping[str, int],
+    host: str = "",
+    of_commit: Callable[[str], Tables | None] = lambda _: None,
 ) -> dict[str, Any]:
-    """What `bulkhead why` shows: the model's answer, the records, and the explanation of the decisive one."""
+    """What `bulkhead why` shows: the model's answer, the records, and the explanation of the decisive one.
+
+    `of_commit` gives the tables of a commit by its first digits, for what another node told.
+    """
     record = decisive(records)
-    explanation = explain(record, tables, lost, host) if record else None
+    judged_by = of_commit(record.commit) if record is not None and record.told_by else tables
+    explanation = explain(record, judged_by, lost, host) if record else None
     complete, data = completeness(lost)
     return {
         "answer": answer_to_json(answer),
@@ -210,6 +273,6 @@ def explanation_to_json(explanation: Explanation) -> dict[str, Any]:
 
 __all__ = [
     "Answer", "EndAnswer", "Explanation", "Question", "Tables", "answer_to_json", "asked_about", "because", "can",
-    "completeness", "decisive", "explain", "explanation_to_json", "mismatch", "nearest_of", "nearest_text", "port_text",
-    "rule_to_json", "tables_of", "why",
+    "completeness", "decisive", "explain", "explanation_to_json", "is_of_an_answer", "is_of_the_wire", "mismatch",
+    "nearest_of", "nearest_text", "port_text", "rule_to_json", "tables_of", "why",
 ]  # fmt: skip

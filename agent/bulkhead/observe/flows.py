@@ -13,8 +13,8 @@ import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, fields, replace
-from ipaddress import IPv6Address
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from ipaddress import IPv4Address, IPv6Address
 from struct import Struct
 from typing import Any, Final, NamedTuple
 
@@ -22,10 +22,11 @@ from bulkhead.abi import Direction, DropReason, EventFlag, EventHook, Identity, 
 from bulkhead.errors import UsageError
 from bulkhead.observe.minutes import Minutes, Path
 from bulkhead.observe.names import Namer
+from bulkhead.observe.neighbours import Neighbours
 from bulkhead.observe.subscriptions import Subscriptions
 
 RECORDS_MAX: Final = 20_000
-EVENT: Final = Struct("<QQQQ10I16s16s4s6BH16sI")
+EVENT: Final = Struct("<QQQQ10I16s16s4s6BH16sI8s")
 """`struct verdict_event`, with both ports as four bytes, since they alone are big endian."""
 
 _DUMP_VERSION: Final = 1
@@ -66,6 +67,8 @@ class Context:
     """Unix seconds at which CLOCK_BOOTTIME was 0."""
     peer: Callable[[int], Process | None] = lambda _: None
     """Who the other end is, by pid, when it is on this machine. Asked as `process` is. For reports only."""
+    nodes: Neighbours = field(default_factory=Neighbours)
+    """The nodes that another end may be on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,8 @@ class FlowRecord:
     verdict: str
     reason: str
     direction: str
-    """Which end judged: `egress` the source, `ingress` the destination."""
+    """Which end judged: `egress` the source, `ingress` the destination. What another node told is `egress` all the
+    same: it was the source's host that heard of it, and counts it among what leaves."""
     source: str
     """Name of the identity that opened the conversation."""
     destination: str
@@ -113,22 +117,32 @@ class FlowRecord:
     """`file:line@commit` of it."""
     generation: int
     commit: str
+    """Of the end that judged, as `generation`; of what another node told, its first 16 digits, which are a hint."""
     hook: str
-    """`tc` for a packet, `call` when connect() or sendmsg() was refused."""
+    """`tc` for a packet, `call` when connect() or sendmsg() was refused, `peer` when another node said so."""
     cut: bool
     """An open conversation was cut off."""
     peer_exe: str = ""
     """Of `peer_pid`, as far as it could be told."""
     peer_cgroup: str = ""
+    node: str = ""
+    """Name of the registered node that the other end is on, or its number; empty: it is on none, or on this one."""
+    told_by: str = ""
+    """The node that refused it and said so, authenticated; empty: this host judged."""
 
     @property
     def local(self) -> str:
-        """Name of the end that judged."""
+        """Name of the end on this host that judged, or that was refused elsewhere."""
         return self.source if self.direction == "egress" else self.destination
 
     @property
+    def remote_identity(self) -> int:
+        """Of the end that is not `local`."""
+        return self.destination_identity if self.direction == "egress" else self.source_identity
+
+    @property
     def remote_address(self) -> str:
-        """Address of the end that did not judge."""
+        """Address of the end that is not `local`."""
         return self.destination_address if self.direction == "egress" else self.source_address
 
 
@@ -169,14 +183,17 @@ class _Key(NamedTuple):
     cgroup_id: int
     exe_inode: int
     exe_device: int
+    node: int
+    """0 where it does not tell records apart."""
+    is_told: bool
 
 
 class _Entry:
     """A record in the making. Texts wait until somebody asks: most events only add one to a count."""
 
     __slots__ = (
-        "commit", "context", "count", "event", "first_ns", "last_ns", "names", "path", "peer", "peer_pid", "pid",
-        "process", "rule",
+        "commit", "context", "count", "event", "first_ns", "last_ns", "names", "node", "path", "peer", "peer_pid",
+        "pid", "process", "rule",
     )  # fmt: skip
 
     def __init__(self, key: _Key, event: tuple[Any, ...], context: Context) -> None:
@@ -187,16 +204,19 @@ class _Entry:
         self.peer: Process | None = None
         self.peer_pid = 0
         self.event = event
+        self.node = 0
         self.context = context
         self.name(key, context.namer)
 
     def name(self, key: _Key, namer: Namer) -> None:
-        """Looks the numbers up while their generation is still known."""
+        """Looks the numbers up while their generation is still known; another node's is none of ours."""
         local, remote, rule_id, generation = self.event[6:10]
+        generation = 0 if key.is_told else generation
         identities = (local, remote)
         found = namer.rule(rule_id, generation) if rule_id else None
         self.rule = (str(found.name), found.loc.short) if found else ("", "")
-        self.commit = namer.commit(generation)
+        told_commit = self.event[_COMMIT]
+        self.commit = (told_commit.hex() if any(told_commit) else "") if key.is_told else namer.commit(generation)
         self.names = tuple(
             (identity, namer.identity(identity, generation), namer.spiffe_id(identity, generation))
             for identity in identities
@@ -238,7 +258,8 @@ class FlowLog:
             self.malformed += 1
             return None
         event = EVENT.unpack(raw)
-        key = _key(event)
+        node = _node(event, context.nodes)
+        key = _key(event, node)
         entry = self._entries.get(key)
         is_new = entry is None
         if entry is None:
@@ -247,16 +268,21 @@ class FlowLog:
         else:
             self._entries.move_to_end(key)
         _add(key, entry, event, context)
+        entry.node = node
         at = event[_TIME] / 1e9 + context.clock_offset_s
-        self.minutes.add(at, entry.path, _VERDICTS.get(key.verdict, ""), event[_GENERATION])
+        generation = context.namer.generation if key.is_told else event[_GENERATION]
+        self.minutes.add(at, entry.path, _VERDICTS.get(key.verdict, ""), generation)
         if self.subscriptions:
             self.subscriptions.publish(_snapshot(key, entry))
         return _snapshot(key, entry) if is_new else None
 
-    def records(self, wanted: Callable[[FlowRecord], bool] | None = None) -> list[FlowRecord]:
-        """Records, the latest first."""
-        kept = dict(self._loaded)
-        found = [_joined(_snapshot(key, entry), kept) for key, entry in self._entries.items()]
+    def records(
+        self, wanted: Callable[[FlowRecord], bool] | None = None, remote: Callable[[int], bool] | None = None
+    ) -> list[FlowRecord]:
+        """Records, the latest first. `remote` is asked first, about the identity of the other end: that costs less."""
+        kept = {key: one for key, one in self._loaded.items() if remote is None or remote(one.remote_identity)}
+        chosen_entries = ((key, entry) for key, entry in self._entries.items() if remote is None or remote(key.remote))
+        found = [_joined(_snapshot(key, entry), kept) for key, entry in chosen_entries]
         found += kept.values()
         chosen = found if wanted is None else [record for record in found if wanted(record)]
         return sorted(chosen, key=lambda record: record.last_seen, reverse=True)
@@ -317,7 +343,8 @@ def _joined(record: FlowRecord, kept: dict[tuple[object, ...], FlowRecord]) -> F
 
 def _loaded_key(record: FlowRecord) -> tuple[object, ...]:
     return (record.verdict, record.reason, record.direction, record.source, record.destination, record.protocol,
-            record.port, record.remote_address, record.exe, record.cgroup, record.rule_id, record.commit)  # fmt: skip
+            record.port, record.remote_address, record.exe, record.cgroup, record.rule_id, record.commit,
+            record.node, record.told_by)  # fmt: skip
 
 
 # Indexes into an unpacked event, in the order of `struct verdict_event`.
@@ -325,10 +352,20 @@ _TIME, _COOKIE, _CGROUP, _INODE, _DEVICE, _EXE_GENERATION, _LOCAL, _REMOTE, _RUL
 _TGID, _UID, _PEER, _SOURCE, _DESTINATION, _PORTS, _DIRECTION, _PROTOCOL, _VERDICT, _REASON, _HOOK, _FLAGS = range(
     11, 23
 )
-_COMM: Final = 24
+_COMM, _NODE, _COMMIT = 24, 25, 26
 
 
-def _key(event: tuple[Any, ...]) -> _Key:
+def _node(event: tuple[Any, ...], nodes: Neighbours) -> int:
+    """The node at the other end, told by the kernel, or by the address of one that is known by nothing else."""
+    number, remote = int(event[_NODE]), event[_REMOTE]
+    if number or not nodes or not (remote & _CLASS_BIT or remote in _BY_ADDRESS):
+        return number
+    is_source = (event[_DIRECTION] == Direction.INGRESS) != _is_answer(event)
+    found = nodes.at(_address(event[_SOURCE] if is_source else event[_DESTINATION]))
+    return found.number if found is not None else 0
+
+
+def _key(event: tuple[Any, ...], node: int) -> _Key:
     direction, remote = event[_DIRECTION], event[_REMOTE]
     answer = _is_answer(event)
     ports = event[_PORTS]
@@ -345,11 +382,16 @@ def _key(event: tuple[Any, ...]) -> _Key:
         event[_CGROUP],
         event[_INODE],
         event[_DEVICE],
+        # A node that is only claimed by the source of a packet could be any of them, in turn.
+        0 if direction == Direction.INGRESS and event[_REASON] in _UNPROVEN else node,
+        event[_HOOK] == EventHook.PEER,
     )
 
 
 _VERDICTS: Final = {int(verdict): name_of(Verdict, verdict) for verdict in Verdict}
-_OUTSIDE: Final = (int(Identity.UNKNOWN), int(Identity.WORLD))
+_OUTSIDE: Final = (int(Identity.UNKNOWN), int(Identity.WORLD), int(Identity.PEER), int(Identity.LEGACY))
+_BY_ADDRESS: Final = (int(Identity.WORLD), int(Identity.LEGACY))
+_UNPROVEN: Final = frozenset(int(reason) for reason in DropReason if reason.name.startswith("WIRE_"))
 
 
 def _is_answer(event: tuple[Any, ...]) -> bool:
@@ -377,7 +419,7 @@ def _add(key: _Key, entry: _Entry, event: tuple[Any, ...], context: Context) -> 
     entry.count += 1
     entry.last_ns = max(entry.last_ns, event[_TIME])
     entry.context = context
-    changed = event[_GENERATION] != entry.event[_GENERATION] or event[_RULE] != entry.event[_RULE]
+    changed = any(event[at] != entry.event[at] for at in (_GENERATION, _RULE, _COMMIT))
     entry.event = event
     if changed:
         entry.name(key, context.namer)
@@ -436,6 +478,8 @@ def _snapshot(key: _Key, entry: _Entry) -> FlowRecord:
         cut=bool(event[_FLAGS] & EventFlag.CUT),
         peer_exe=peer.exe,
         peer_cgroup=peer.cgroup,
+        node=(node := entry.context.nodes.name(entry.node)),
+        told_by=node if key.is_told else "",
     )
 
 
@@ -447,6 +491,10 @@ def protocol_name(number: int) -> str:
 def address_text(packed: bytes) -> str:
     """An address of an event; IPv4 ones come as ::ffff:a.b.c.d."""
     return ".".join(map(str, packed[12:])) if packed.startswith(_MAPPED) else str(IPv6Address(packed))
+
+
+def _address(packed: bytes) -> IPv4Address | IPv6Address:
+    return IPv4Address(packed[12:]) if packed.startswith(_MAPPED) else IPv6Address(packed)
 
 
 assert EVENT.size == len(bytes(VerdictEvent()))

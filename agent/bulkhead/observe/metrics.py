@@ -83,6 +83,13 @@ class Measurements:
     """Passed without a rule, by kind."""
     dns_answers: Mapping[str, int] = field(default_factory=dict)
     """DNS answers about names that policy knows, by what became of them."""
+    wire: Mapping[str, int] = field(default_factory=dict)
+    """What identity on the wire has come to, by outcome."""
+    wire_nodes: int = 0
+    wire_refused_nodes: Mapping[str, int] = field(default_factory=dict)
+    """Records of nodes that do not count, by reason."""
+    wire_keys_until: float | None = None
+    """When the first node can no longer be told apart unless keys are derived meanwhile; None: there are no keys."""
     drifts: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """What was found not to be as git says, by kind and `repaired` or `standing`; since the agent's start."""
     kernel_equals_git: bool = False
@@ -142,6 +149,7 @@ class BulkheadCollector(Collector):
         yield from _policy(now)
         yield from _workloads(now)
         yield from _kernel(now)
+        yield from _wire(now)
         yield from _upkeep(now)
 
     def _verdicts(self, now: Measurements) -> Iterator[Metric]:
@@ -218,6 +226,19 @@ def _kernel(now: Measurements) -> Iterator[Metric]:
     text = "DNS answers about names that policy knows, by what became of them."
     answered = {(outcome,): count for outcome, count in now.dns_answers.items()}
     yield _counter("bulkhead_dns_answers", text, ("outcome",), answered)
+
+
+def _wire(now: Measurements) -> Iterator[Metric]:
+    text = "What identity on the wire has come to, counted in the kernel."
+    yield _counter("bulkhead_wire", text, ("outcome",), {(outcome,): count for outcome, count in now.wire.items()})
+    text = "Nodes whose records count."
+    yield _gauge("bulkhead_wire_nodes", text, (), {(): float(now.wire_nodes)})
+    text = "Records of nodes that do not count, by reason."
+    refused = {(reason,): float(count) for reason, count in now.wire_refused_nodes.items()}
+    yield _gauge("bulkhead_wire_refused_nodes", text, ("reason",), refused)
+    text = "When the first node can no longer be told apart, unless keys are derived meanwhile."
+    until = {} if now.wire_keys_until is None else {(): now.wire_keys_until}
+    yield _gauge("bulkhead_wire_keys_until_timestamp_seconds", text, (), until)
 
 
 def _upkeep(now: Measurements) -> Iterator[Metric]:

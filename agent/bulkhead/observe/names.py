@@ -18,6 +18,8 @@ _BUILT_IN: Final = {
     int(Identity.AMBIGUOUS): "ambiguous",
     int(Identity.WORLD): "world",
     int(Identity.WITHHELD): "withheld",
+    int(Identity.PEER): "peer",
+    int(Identity.LEGACY): "legacy",
 }
 
 
@@ -36,6 +38,10 @@ class Namer(Protocol):
     def commit(self, generation: int) -> str:
         """The commit of a generation; empty when it is no longer known."""
 
+    @property
+    def generation(self) -> int:
+        """The latest generation; 0: none yet."""
+
 
 class GenerationNamer:
     """Names from the tables of the latest generations. Generation 0 stands for the latest."""
@@ -50,6 +56,15 @@ class GenerationNamer:
         self._tables[generation] = tables
         while len(self._tables) > self._keep:
             self._tables.popitem(last=False)
+
+    @property
+    def generation(self) -> int:
+        return next(reversed(self._tables), 0)
+
+    def of_commit(self, prefix: str) -> Tables | None:
+        """The tables of a commit by its first digits, the latest that are still known; None for no digits."""
+        known = reversed(self._tables.values())
+        return next((tables for tables in known if prefix and tables.commit.startswith(prefix)), None)
 
     @property
     def latest(self) -> Tables | None:

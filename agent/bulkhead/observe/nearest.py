@@ -33,6 +33,7 @@ class PeerIndex:
 
     def __init__(self, tables: Tables) -> None:
         self._workloads = list(tables.workloads())
+        self._identities = {workload.identity for workload in self._workloads}
         self._classes = tables.classes()
         self._names: dict[str, set[int]] = {}
         self._short: dict[str, set[str]] = {}
@@ -44,10 +45,12 @@ class PeerIndex:
         self._known: dict[tuple[str, str], frozenset[int]] = {}
 
     def members(self, policy: str, text: str) -> frozenset[int]:
-        """The identities that `text` means in a rule of `policy`."""
+        """The identities that `text` means in a rule of `policy`; PEER, which stands for any workload, with them."""
         key = (policy, text)
         if key not in self._known:
-            self._known[key] = frozenset(self._members(policy, text))
+            found = frozenset(self._members(policy, text))
+            has_workloads = not found.isdisjoint(self._identities)
+            self._known[key] = found | {int(Identity.PEER)} if has_workloads else found
         return self._known[key]
 
     def _learn(self, name: str, identity: int) -> None:
@@ -70,6 +73,8 @@ class PeerIndex:
             return (int(Identity.HOST),)
         if name == "world":
             return self._classes
+        if name == "legacy":
+            return (int(Identity.LEGACY),)
         if "/" in name:
             return self._names.get(name, ())
         if policy == HOSTS:

@@ -12,6 +12,7 @@ from bulkhead.abi import Identity
 from bulkhead.dataplane.addresses import Address
 from bulkhead.dataplane.compile import WorkloadInfo
 from bulkhead.errors import UsageError
+from bulkhead.identity.selectors import can_be_on
 from bulkhead.observe.flows import FlowRecord, address_text
 from bulkhead.observe.names import short
 from bulkhead.observe.tables import Tables, parse_address
@@ -155,6 +156,8 @@ class Directory:
             return Subject("host", Kind.HOST, (int(Identity.HOST),))
         if text == "world":
             return Subject("world", Kind.OUTSIDE, tuple(self._classes))
+        if text == "legacy":
+            return Subject(text, Kind.OUTSIDE, (int(Identity.LEGACY),))
         if text in ("unknown", "ambiguous"):
             return Subject(text, Kind.NOBODY, (int(Identity[text.upper()]),))
         return None
@@ -203,7 +206,7 @@ class Directory:
         return Subject(name, Kind.NOBODY, (identity,))
 
     def _hint(self, text: str) -> str:
-        names: list[str] = [*self._workloads, *self._aliases, "host", "world"]
+        names: list[str] = [*self._workloads, *self._aliases, "host", "world", "legacy"]
         names += sorted({str(name) for members in self._classes.values() for name in members})
         close = get_close_matches(text[:128], [*names, *map(short, names)], n=1)
         return f": did you mean `{close[0]}`?" if close else ""
@@ -219,11 +222,12 @@ def recorded(source: Subject, destination: Subject, specs: Iterable[PortSpec]) -
     protocols = {_protocol(spec) for spec in specs}
 
     def wanted(record: FlowRecord) -> bool:
+        source_node, destination_node = ("", record.node) if record.direction == "egress" else (record.node, "")
         return (
             record.protocol in protocols
             and any(first <= record.port <= last for first, last in bounds)
-            and _is_end(source, record.source_identity, record.source_address)
-            and _is_end(destination, record.destination_identity, record.destination_address)
+            and _is_end(source, record.source_identity, record.source_address, source_node)
+            and _is_end(destination, record.destination_identity, record.destination_address, destination_node)
         )
 
     return wanted
@@ -233,10 +237,14 @@ def _protocol(spec: PortSpec) -> str:
     return {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp"}.get(spec.protocol, f"proto/{spec.protocol}")
 
 
-def _is_end(subject: Subject, identity: int, address: str) -> bool:
+def _is_end(subject: Subject, identity: int, address: str, node: str) -> bool:
     if subject.address is not None:
         return address == _as_recorded(subject.address)
-    return identity in subject.identities
+    if subject.workload is not None and identity == Identity.PEER:
+        # Refused before anybody could say who is there: it was meant for any workload that the node may host.
+        return not subject.workload.match.of_pods and can_be_on(subject.workload.match, node)
+    # `host` is this machine, not the one that told of its refusal.
+    return identity in subject.identities and not (subject.kind is Kind.HOST and node)
 
 
 def _as_recorded(address: Address) -> str:

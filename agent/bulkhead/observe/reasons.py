@@ -106,6 +106,43 @@ REASONS: Final[dict[DropReason, Reason]] = {
         "neighbour discovery came from off the link, or behind extension headers",
         "look for a forged router or neighbour advertisement on the segment",
     ),
+    DropReason.WIRE_MISSING: Reason(
+        "it came from the address of a registered node and does not say who is talking",
+        "look at `bulkhead status` on that node, and for a device on the way that strips TCP options; "
+        "`unknown: address` in the node's record judges it by its address while a roll-out is under way",
+    ),
+    DropReason.WIRE_MALFORMED: Reason(
+        "its identity option has another length or place than the format has",
+        "look for a device on the way that rewrites TCP options, or an agent of another version at the other end",
+    ),
+    DropReason.WIRE_NO_KEY: Reason(
+        "no key is shared with the node that it names: it is not registered, is revoked, or is this one",
+        "`bulkhead status` shows which nodes are registered and which records are refused, and why",
+    ),
+    DropReason.WIRE_FORGED: Reason(
+        "the code that authenticates its identity is wrong",
+        "compare the node's public key with the one in its record; if they agree, look for who forges on the way",
+    ),
+    DropReason.WIRE_REPLAYED: Reason(
+        "this very opening has arrived before, in another conversation",
+        "look for who records and sends again what passes between the two nodes",
+    ),
+    DropReason.WIRE_CLOCK: Reason(
+        "it was said too long ago, or is not due yet: the clocks of the two nodes differ by too much",
+        "set the clocks: they may be 32 seconds apart; `bulkhead status` says which node's was off",
+    ),
+    DropReason.WIRE_CLAIM: Reason(
+        "policy does not let the node host the workload that it names",
+        "if the workload belongs there, let its `host` globs match the node's name; if not, look into that node",
+    ),
+    DropReason.WIRE_NO_ROOM: Reason(
+        "other TCP options leave no room to say who is talking",
+        "use no MPTCP joins, TCP Fast Open or TCP MD5 signatures towards registered nodes",
+    ),
+    DropReason.WIRE_GUARD: Reason(
+        "there were more openings at once than can be told from replays",
+        "look for a flood of openings; it passes when there are fewer, and nothing that was open is cut",
+    ),
 }
 """By reason, every one of them but the count `MAX`."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address
 from struct import Struct
 from typing import Final, Protocol
@@ -34,7 +35,7 @@ class Tables(Protocol):
     @property
     def host_mode(self) -> Mode: ...
     def lookup(self, local: int, direction: int, remote: int, protocol: int, port: int) -> PolicyEntry | None:
-        """The entry that the kernel finds; None: nothing allows it."""
+        """The entry that the kernel finds; None: nothing allows it. For openings to nodes, `remote` is PEER."""
 
     def class_of(self, address: Address) -> int:
         """The identity of an address outside this machine."""
@@ -60,13 +61,15 @@ class CompiledTables:
 
     def __init__(self, compiled: Compiled) -> None:
         self._compiled = compiled
+        self._openings = replace(compiled, entries=compiled.openings)
         self._workloads = {workload.identity: workload for workload in compiled.workloads}
         self.commit = compiled.commit
         self.host = compiled.host
         self.host_mode = compiled.host_mode
 
     def lookup(self, local: int, direction: int, remote: int, protocol: int, port: int) -> PolicyEntry | None:
-        return compiler.lookup(self._compiled, local, direction, remote, protocol, port)
+        compiled = self._openings if remote == Identity.PEER else self._compiled
+        return compiler.lookup(compiled, local, direction, remote, protocol, port)
 
     def class_of(self, address: Address) -> int:
         return compiler.class_of(self._compiled, address)

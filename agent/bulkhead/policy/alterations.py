@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator
@@ -14,6 +15,7 @@ from bulkhead.policy.dialects.peers import peer_text, peers_text
 from bulkhead.policy.dialects.ports import ports_text
 from bulkhead.policy.keys import key_fingerprint
 from bulkhead.policy.model import External, Match, Never, Policy, PolicySet, Requirement, Rule, Signer, Workload
+from bulkhead.policy.nodes import Node
 
 RULE_KINDS: Final = ("allow", "exception", "lifeline")
 
@@ -21,7 +23,8 @@ CLUSTER_RULE: Final = "rule"
 """The kind of a rule of a Kubernetes policy."""
 CLUSTER_KINDS: Final = (*SHORT_NAMES, CLUSTER_RULE)
 
-_KINDS: Final = ("repository", "signer", "policy", "workload", "external", *RULE_KINDS, "never", *CLUSTER_KINDS)
+_OWN_KINDS: Final = ("repository", "signer", "node", "policy", "workload", "external", *RULE_KINDS, "never")
+_KINDS: Final = (*_OWN_KINDS, *CLUSTER_KINDS)
 """In the order in which they are shown."""
 
 
@@ -91,6 +94,7 @@ def _altered(
 def _things(policy_set: PolicySet) -> Things:
     things: Things = {("repository", ""): _repository(policy_set)}
     things.update((("signer", f"{one.name} {key_fingerprint(one.key)}"), _signer(one)) for one in policy_set.signers)
+    things.update(_node_things(policy_set))
     things.update((("policy", one.name), _policy(one)) for one in policy_set.policies)
     things.update((("workload", one.qualified), _workload(one)) for one in policy_set.workloads)
     things.update((("external", one.qualified), _external(one)) for one in policy_set.externals)
@@ -109,6 +113,26 @@ def _repository(policy_set: PolicySet) -> _Thing:
 def _signer(one: Signer) -> _Thing:
     """A key is known by its fingerprint, so that another key of the same name is another signer."""
     return _Thing(one.loc, {"level": one.level.value, "expires": one.expires.isoformat() if one.expires else ""})
+
+
+def _node_things(policy_set: PolicySet) -> Iterator[tuple[tuple[str, str], _Thing]]:
+    """Records by the name of their node, of which there may be revoked ones beside the one that counts."""
+    commit = policy_set.sources.abbreviated if policy_set.sources else ""
+    named: Counter[str] = Counter()
+    for one in sorted(policy_set.nodes, key=lambda node: node.revoked):
+        named[one.name] += 1
+        again = f" ({named[one.name]})" if named[one.name] > 1 else ""
+        yield ("node", f"{one.name}{again}"), _Thing(one.place(commit), _node(one))
+
+
+def _node(one: Node) -> dict[str, str]:
+    return {
+        "number": str(one.number),
+        "key": base64.b64encode(one.key).decode() if one.key else "",
+        "addresses": _list(map(str, one.addresses)),
+        "unknown": one.unknown.value,
+        "revoked": "true" if one.revoked else "",
+    }
 
 
 def _policy(one: Policy) -> _Thing:

@@ -56,6 +56,7 @@ def _warning(number: str, template: str, explanation: str, example: str) -> Code
 _HEAD = "apiVersion: bulkhead/v1alpha1\nkind: Policy\nmetadata: {name: shop}\n"
 _SHOP = _HEAD + "workloads:\n  web: {match: {unit: nginx.service}}\n  api: {match: {unit: api.service}}\n"
 _REPOSITORY = "apiVersion: bulkhead/v1alpha1\nkind: Repository\n"
+_NODE = "apiVersion: bulkhead/v1alpha1\nkind: Node\nmetadata: {name: web-1}\naddresses: [192.0.2.1]\n"
 _NETPOL = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: web}\n"
 _CNP = (
     "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {name: base}\n"
@@ -150,7 +151,7 @@ _STRUCTURE = (
         "BH0202",
         "`kind: {kind}` does not belong here",
         "`bulkhead.yaml` at the root holds exactly one `kind: Repository` document; every other YAML file holds "
-        "`kind: Policy` documents or Kubernetes policies.",
+        "`kind: Policy` and `kind: Node` documents or Kubernetes policies.",
         _REPOSITORY + "trustDomain: example.org\n",
     ),
     Code(
@@ -162,7 +163,7 @@ _STRUCTURE = (
     Code(
         "BH0204",
         "`{kind}` is not a kind of document",
-        "Documents are `kind: Policy` or `kind: Repository`.",
+        "Documents are `kind: Policy`, `kind: Node` or `kind: Repository`.",
         "apiVersion: bulkhead/v1alpha1\nkind: Polcy\nmetadata: {name: shop}\n",
     ),
     Code(
@@ -220,7 +221,7 @@ _VALUES = (
     Code(
         "BH0303",
         "`{text}` is not an address prefix",
-        "An external lists IPv4 or IPv6 prefixes such as `10.0.0.0/8` or `2001:db8::/32`.",
+        "Externals and nodes list IPv4 or IPv6 prefixes such as `10.0.0.0/8` or `2001:db8::/32`.",
         _HEAD + "externals:\n  users: {cidr: [10.0.0.300/8]}\n",
     ),
     Code(
@@ -345,20 +346,47 @@ _VALUES = (
         "a letter or digit.",
         _HEAD + 'workloads:\n  web: {match: {unit: a.service}, posture: {package: {Nginx: ">= 1.22"}}}\n',
     ),
+    Code(
+        "BH0323",
+        "`{text}` is not the name of a node",
+        "A node is called as its agent's setting `host`: letters, digits, dots, hyphens and underscores, at most 253, "
+        "beginning and ending with a letter or digit.",
+        _NODE.replace("web-1", "web-*"),
+    ),
+    Code(
+        "BH0324",
+        "`{text}` is no address of a node: {what} is among it",
+        "At the addresses of a node other machines reach it. Loopback, multicast, unspecified and IPv4-mapped "
+        "addresses never appear between two machines.",
+        _NODE.replace("192.0.2.1", "127.0.0.1"),
+    ),
+    Code(
+        "BH0325",
+        "this is not the public key of a node: {problem}",
+        "A node's key is an X25519 public key: 32 bytes in base64. A node without `key` runs no agent.",
+        _NODE + "key: c2hvcnQ=\n",
+    ),
+    Code(
+        "BH0326",
+        "`{text}` is not the number of a node",
+        "What a node says on the wire names it by a number of 24 bits. Without `number` it is a hash of the name.",
+        _NODE + "number: 16777216\n",
+    ),
 )
 
 _NAMES = (
     Code(
         "BH0401",
         "{what} `{name}` exists already",
-        "A name stands for one thing: policies in a repository; workloads and externals together, rules, and "
-        "invariants in a policy.",
+        "A name stands for one thing: policies and nodes in a repository; workloads and externals together, rules, "
+        "and invariants in a policy.",
         _SHOP + "externals:\n  web: {cidr: [192.0.2.0/24]}\n",
     ),
     Code(
         "BH0402",
         "`{name}` is a word of the language",
-        "Entities (`any`, `host`, `world`, `unknown`) and the policy `hosts` of lifeline rules exist already.",
+        "Entities (`any`, `host`, `world`, `legacy`, `unknown`) and the policy `hosts` of lifeline rules exist "
+        "already.",
         _HEAD + "workloads:\n  world: {match: {unit: nginx.service}}\n",
     ),
     Code(
@@ -374,6 +402,12 @@ _NAMES = (
         _REPOSITORY + "trustDomain: example.org\nsigners:\n"
         f"  - {{name: ann, level: app, key: 'openpgp:{'0123456789' * 4}'}}\n"
         f"  - {{name: bob, level: platform, key: 'openpgp:{'0123456789' * 4}'}}\n",
+    ),
+    Code(
+        "BH0405",
+        "nodes `{name}` and `{other}` share the {trait} {held}",
+        "Which of them a packet is from could not be told. A revoked node gives back what it had.",
+        _NODE + "---\n" + _NODE.replace("web-1", "web-2"),
     ),
     Code(
         "BH0411",
@@ -470,6 +504,13 @@ _IDENTITY = (
         "The number of a workload is a hash of its SPIFFE ID. Two that collide, and one that falls on a number "
         "reserved for entities, are refused: rename the workload.",
         "two workloads whose SPIFFE IDs begin with the same 31 bits of SHA-256",
+    ),
+    Code(
+        "BH0603",
+        "`host` of `{one}` and of `{other}` hash to the same number",
+        "Which nodes may host a workload is known in the kernel by a number, a hash of its `host` globs, and 0 is "
+        "every node. Write one of them in another way.",
+        "two lists of `host` globs that begin with the same 32 bits of SHA-256",
     ),
 )
 

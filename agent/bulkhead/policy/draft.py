@@ -5,12 +5,14 @@ Names stay nodes, for their place. A draft holds only what was sound; what was n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import NamedTuple
 
 from bulkhead.errors import Diagnostic
 from bulkhead.policy.cluster import ClusterPolicy
 from bulkhead.policy.model import Level, Match, Mode, Network, PortSpec, Requirement, Scope
+from bulkhead.policy.nodes import Unknown
 from bulkhead.policy.yaml_nodes import Scalar, Spot
 
 
@@ -99,6 +101,20 @@ class DraftRepository(NamedTuple):
     signers: tuple[DraftSigner, ...] = ()
 
 
+class DraftNode(NamedTuple):
+    """One `kind: Node` document. A `number` of None is the default one; a `key` of None: it runs no agent."""
+
+    name: Scalar
+    number: int | None
+    key: bytes | None
+    addresses: tuple[Network, ...]
+    unknown: Unknown
+    revoked: bool
+    spot: Spot
+    spots: Mapping[object, Spot]
+    """Where its number, its key and its addresses are written, by their values."""
+
+
 class Draft(NamedTuple):
     """One file. Not `complete` when names that others may use are missing from it."""
 
@@ -111,3 +127,4 @@ class Draft(NamedTuple):
     complete: bool
     cluster_policies: tuple[ClusterPolicy, ...] = ()
     """Those in Kubernetes dialects, their rules not numbered yet."""
+    nodes: tuple[DraftNode, ...] = ()

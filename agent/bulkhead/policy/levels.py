@@ -1,8 +1,8 @@
 """Which signer a change of policy files needs: documents are compared, not lines, and each has a level.
 
-A policy is of the level that it says. `bulkhead.yaml`, the keys of signers, policies of a whole Kubernetes cluster, and
-every invariant that is removed or changed are guardrail. What is moved from one level to another is of both. Files
-that are not read as policy are of the lowest level.
+A policy is of the level that it says. The record of a node is platform. `bulkhead.yaml`, the keys of signers, policies
+of a whole Kubernetes cluster, and every invariant that is removed or changed are guardrail. What is moved from one
+level to another is of both. Files that are not read as policy are of the lowest level.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ RANK: Final = {Level.APP: 0, Level.PLATFORM: 1, Level.GUARDRAIL: 2}
 """A signer may write at his level and below."""
 
 _GUARDRAIL_WORDS: Final = (b"guardrail", b"never", b"Repository", b"ClusterNetworkPolicy", b"AdminNetworkPolicy")
+
+_OWN_KINDS: Final = ("Policy", "Node")
+_PLATFORM_WORDS: Final = (b"platform", b"Node")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +119,8 @@ def _of_broken(path: str, content: bytes | None) -> Need:
     what = f"`{path}`, which cannot be read,"
     if content is None or any(word in content for word in _GUARDRAIL_WORDS):
         return Need(Level.GUARDRAIL, what, path, 1)
-    return Need(Level.PLATFORM if b"platform" in content else Level.APP, what, path, 1)
+    is_platform = any(word in content for word in _PLATFORM_WORDS)
+    return Need(Level.PLATFORM if is_platform else Level.APP, what, path, 1)
 
 
 def _document(path: str, node: MappingNode) -> tuple[tuple[str, ...], _Document]:
@@ -126,7 +130,7 @@ def _document(path: str, node: MappingNode) -> tuple[tuple[str, ...], _Document]
     listed = fields.get("never")
     nevers = Counter(map(_bare, listed.items)) if isinstance(listed, SequenceNode) else Counter[object]()
     called = f"{namespace}/{name}" if namespace else name
-    what = f"policy `{called}`" if kind == "Policy" else f"{kind or 'document'} `{called}`"
+    what = f"{kind.lower() if kind in _OWN_KINDS else kind or 'document'} `{called}`"
     level = _level(kind, fields, metadata)
     return (kind, namespace, name), _Document(level, what, path, node.line, _bare(node), nevers)
 
@@ -135,6 +139,8 @@ def _level(kind: str, fields: Mapping[str, Node], metadata: Mapping[str, Node]) 
     if kind == "Policy":
         written = metadata.get("level")
         return Level.APP if written is None else _level_of(_text(written))
+    if kind == "Node":
+        return Level.PLATFORM
     if kind in ("NetworkPolicy", "NetworkPolicyList") or (kind == "List" and _is_list_of_apps(fields.get("items"))):
         return Level.APP
     return Level.GUARDRAIL

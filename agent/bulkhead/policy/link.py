@@ -8,7 +8,16 @@ from typing import NamedTuple
 from bulkhead.errors import Diagnostic, Loc
 from bulkhead.policy.cluster import ClusterPolicy
 from bulkhead.policy.dialects.rules import assemble
-from bulkhead.policy.draft import Draft, DraftPeer, DraftPolicy, DraftRule, DraftTarget, DraftTest, DraftWorkload
+from bulkhead.policy.draft import (
+    Draft,
+    DraftNode,
+    DraftPeer,
+    DraftPolicy,
+    DraftRule,
+    DraftTarget,
+    DraftTest,
+    DraftWorkload,
+)
 from bulkhead.policy.fields import did_you_mean
 from bulkhead.policy.findings import Findings
 from bulkhead.policy.model import (
@@ -28,6 +37,7 @@ from bulkhead.policy.model import (
     Signer,
     Workload,
 )
+from bulkhead.policy.nodes import Clash, Node, clashes, default_number
 from bulkhead.policy.read import HOSTS
 from bulkhead.policy.source import Sources
 from bulkhead.policy.yaml_nodes import Scalar
@@ -95,6 +105,7 @@ class _Linker:
             tests=tuple(self._tests),
             cluster_policies=self._cluster_policies(),
             signers=self._signers(),
+            nodes=self._nodes(),
             files=tuple(file.path for file in self._sources.files),
             sources=self._sources,
         )
@@ -114,6 +125,36 @@ class _Linker:
             Signer(signer.name, signer.level, signer.key, self._in(draft.path).loc(signer.spot), signer.expires)
             for draft in self._drafts
             for signer in (draft.repository.signers if draft.repository else ())
+        )
+
+    def _nodes(self) -> tuple[Node, ...]:
+        drafts = [(node, draft.path) for draft in self._drafts for node in draft.nodes]
+        nodes = [_node(draft, path) for draft, path in drafts]
+        places = {id(node): place for node, place in zip(nodes, drafts, strict=True)}
+        for clash in clashes([node for node in nodes if not node.revoked]):
+            self._report_clash(clash, places[id(clash.node)], places[id(clash.other)])
+        return tuple(nodes)
+
+    def _report_clash(self, clash: Clash, place: tuple[DraftNode, str], other: tuple[DraftNode, str]) -> None:
+        """Once for two that clash, at the later of them."""
+        (draft, path), (rival, rival_path) = place, other
+        if (path, draft.spot) < (rival_path, rival.spot):
+            return
+        loc = self._in(rival_path).loc(rival.spots.get(clash.held, rival.name))
+        related = ((loc, f"`{clash.other.name}` is here"),)
+        if clash.trait == "name":
+            self._in(path).add("BH0401", draft.name, related=related, what="node", name=clash.node.name)
+            return
+        is_default = clash.trait == "number" and draft.number is None
+        self._in(path).add(
+            "BH0405",
+            draft.spots.get(clash.held, draft.name),
+            hint="its number is a hash of its name: give it another with `number`" if is_default else "",
+            related=related,
+            name=clash.node.name,
+            other=clash.other.name,
+            trait=clash.trait,
+            held=clash.shown,
         )
 
     def _in(self, path: str) -> Findings:
@@ -349,6 +390,13 @@ def _located(hint: str, names: Mapping[str, _Declared | None], path: str) -> str
     return f"{hint} ({place})"
 
 
+def _node(draft: DraftNode, path: str) -> Node:
+    name = draft.name.text
+    number = default_number(name) if draft.number is None else draft.number
+    origin = f"{path}:{draft.spot.line}"
+    return Node(name, number, draft.addresses, draft.key, draft.unknown, draft.revoked, origin)
+
+
 def _noun(declared: _Declared) -> str:
     return "external" if declared.external else "workload"
 
@@ -357,4 +405,4 @@ def outside(peer: Peer) -> str:
     """The first member of a peer that is no end Bulkhead stands at; empty when there is none."""
     if peer.externals:
         return peer.externals[0]
-    return str(Entity.WORLD) if Entity.WORLD in peer.entities else ""
+    return next((str(entity) for entity in (Entity.WORLD, Entity.LEGACY) if entity in peer.entities), "")

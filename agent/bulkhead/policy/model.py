@@ -17,6 +17,7 @@ from bulkhead.policy.source import Sources
 
 if TYPE_CHECKING:
     from bulkhead.policy.cluster import ClusterPolicy
+    from bulkhead.policy.nodes import Node
 
 RuleId = NewType("RuleId", int)
 """Ordinal of a rule in its commit, from 1, by sorted file and document order. 0: no rule matched."""
@@ -45,6 +46,8 @@ class Entity(StrEnum):
     """This machine: its kernel, and its processes that no workload selects."""
     WORLD = "world"
     """Every address outside this machine, externals included."""
+    LEGACY = "legacy"
+    """Every registered node that runs no agent, in place of its address; not a part of the world."""
     UNKNOWN = "unknown"
     """A peer without a proven identity. Reserved: matches nothing, and rules may not name it yet."""
 
@@ -287,6 +290,8 @@ class PolicySet:
     """Those written in Kubernetes dialects, in file order."""
     signers: tuple[Signer, ...] = ()
     """Who may write what from the next commit on. Empty: commits need no signature."""
+    nodes: tuple[Node, ...] = ()
+    """The records of nodes, in file order, revoked ones included."""
     files: tuple[str, ...] = field(default=())
     sources: Sources | None = field(default=None, repr=False, compare=False)
     """What it was read from, so that a line can be shown. Says nothing that the other fields do not."""

@@ -11,6 +11,7 @@ from bulkhead.policy.dialects.documents import VERSIONS_HINT, head_of, read_docu
 from bulkhead.policy.draft import (
     Draft,
     DraftExternal,
+    DraftNode,
     DraftPeer,
     DraftPolicy,
     DraftRepository,
@@ -34,6 +35,7 @@ from bulkhead.policy.fields import (
 from bulkhead.policy.findings import Findings
 from bulkhead.policy.match import read_match
 from bulkhead.policy.model import Level, Match, Mode, Scope
+from bulkhead.policy.node_documents import read_node
 from bulkhead.policy.posture import read_posture
 from bulkhead.policy.values import (
     RESERVED,
@@ -60,6 +62,7 @@ HOSTS = "hosts"
 VALUES_BEGIN = "BH03"
 """Findings of a lower code are about structure: a misspelt or doubled key may have taken names with it."""
 
+KINDS = ("Policy", "Node", "Repository")
 LEVELS = {level.value: level for level in Level}
 MODES = {mode.value: mode for mode in Mode}
 MTLS = {"required": True, "off": False}
@@ -94,12 +97,13 @@ def read_file(path: str, content: bytes) -> Draft:
     composition = compose(content, findings)
     policies: list[DraftPolicy] = []
     repositories: list[DraftRepository] = []
+    nodes: list[DraftNode] = []
     whole = composition.complete
     cluster_policies: list[ClusterPolicy] = []
     for document in composition.documents:
         head = head_of(document)
         if head is None:
-            whole &= _read_document(document, path, policies, repositories, findings)
+            whole &= _read_document(document, path, policies, repositories, nodes, findings)
         elif path == REPOSITORY_FILE:
             findings.add("BH0202", head.kind, hint="move it to a file of its own", kind=head.kind.text)
         else:
@@ -113,11 +117,17 @@ def read_file(path: str, content: bytes) -> Draft:
         dropped=findings.count - len(findings.diagnostics),
         complete=whole,
         cluster_policies=tuple(cluster_policies),
+        nodes=tuple(nodes),
     )
 
 
 def _read_document(
-    node: Node, path: str, policies: list[DraftPolicy], repositories: list[DraftRepository], findings: Findings
+    node: Node,
+    path: str,
+    policies: list[DraftPolicy],
+    repositories: list[DraftRepository],
+    nodes: list[DraftNode],
+    findings: Findings,
 ) -> bool:
     """Adds one document to its list. False when names that it may hold are lost."""
     if isinstance(node, Scalar) and node.plain and not node.text:
@@ -132,13 +142,17 @@ def _read_document(
         repository = _read_repository(node, findings)
         repositories.extend([repository] if repository else [])
         return True
+    if kind.text == "Node":
+        record = read_node(node, findings)
+        nodes.extend([record] if record else [])
+        return True
     policy = _read_policy(node, findings)
     policies.extend([policy] if policy else [])
     return policy is not None
 
 
 def _kind_hint(kind: str, path: str) -> str:
-    if kind == "Policy":
+    if kind != "Repository":
         return "move it to a file of its own"
     return "there is one already" if path == REPOSITORY_FILE else f"it belongs in `{REPOSITORY_FILE}` at the root"
 
@@ -159,8 +173,8 @@ def _read_kind(node: Node, findings: Findings) -> Scalar | None:
     if version and version.text != API_VERSION:
         findings.add("BH0203", version, hint=f"write `{API_VERSION}`, or one of {VERSIONS_HINT}", version=version.text)
         return None
-    if kind and kind.text not in ("Policy", "Repository"):
-        findings.add("BH0204", kind, hint=did_you_mean(kind.text, ("Policy", "Repository"), findings), kind=kind.text)
+    if kind and kind.text not in KINDS:
+        findings.add("BH0204", kind, hint=did_you_mean(kind.text, KINDS, findings), kind=kind.text)
         return None
     return kind if version else None
 

@@ -11,7 +11,7 @@ import json
 import sys
 from typing import Any, Final
 
-from bulkhead.policy import keys, match, posture, read, values
+from bulkhead.policy import keys, match, node_documents, nodes, posture, read, values
 from bulkhead.policy.fields import Keys
 from bulkhead.policy.ports import ICMP_TYPES, PORT_MAX
 
@@ -193,6 +193,32 @@ _SIGNER: Final[dict[str, Schema]] = {
     "expires": _matching(values._TIME.pattern, "When the key stops counting, such as 2027-01-31T18:00:00Z."),
 }
 
+_NODE: Final[dict[str, Schema]] = {
+    "apiVersion": _API_VERSION,
+    "kind": {"const": "Node", "description": "A machine of the trust domain; a file may hold several."},
+    "metadata": _ref("nodeMetadata"),
+    "addresses": _list(
+        _ref("prefix"), "Where it is reached, translated addresses and networks that it routes included.", empty=False
+    ),
+    "key": _matching("[A-Za-z0-9+/]{43}=", "The X25519 public key of its agent, in base64. Left out: it runs none."),
+    "number": {
+        "anyOf": [
+            {"type": "integer", "minimum": 1, "maximum": nodes.NUMBER_MAX},
+            {"type": "string", "pattern": f"^{node_documents.NUMBER.pattern}$"},
+        ],
+        "description": "What its packets carry. Left out: a hash of its name.",
+    },
+    "unknown": _word(
+        node_documents.UNKNOWNS,
+        "What comes from it and does not say who is talking: refused (`deny`, unless written), or judged by `address`.",
+    ),
+    "revoked": {"type": "boolean", "description": "Its key proves nothing any more."},
+}
+
+_NODE_METADATA: Final[dict[str, Schema]] = {
+    "name": _matching(nodes.NAME.pattern, "As its agent's setting `host`; unique in the repository."),
+}
+
 _SCOPE: Final[dict[str, Schema]] = {
     "cluster": _see("name", "The cluster's name, as its agents are told it."),
     "namespace": _see("name", "The one namespace that the workloads are in; left out: `match` says."),
@@ -223,14 +249,14 @@ def schema() -> Schema:
         "$schema": DIALECT,
         "title": read.API_VERSION,
         "description": "One document of a Bulkhead policy repository.",
-        "oneOf": [_ref("repository"), _ref("policy")],
+        "oneOf": [_ref("repository"), _ref("policy"), _ref("node")],
         "definitions": {**_scalars(), **_mappings()},
     }
 
 
 def _scalars() -> dict[str, Schema]:
     label = f"^({values._LABEL.pattern})$"
-    peer = _matching(_PEER_NAME, "A name of this policy, `policy/name` of another, `any`, `host` or `world`.")
+    peer = _matching(_PEER_NAME, "A name of this policy, `policy/name` of another, `any`, `host`, `world` or `legacy`.")
     return {
         "name": {"type": "string", "pattern": f"^({_NAME})$"},
         "labels": {
@@ -271,6 +297,8 @@ def _mappings() -> dict[str, Schema]:
         "lifeline": _object(read.KEYS_LIFELINE, lifeline, "A rule to the host."),
         "policy": _object(read.KEYS_POLICY, _POLICY, "Workloads, and what may talk to what."),
         "metadata": _object(read.KEYS_METADATA, _OTHERS, "Whose policy it is."),
+        "node": _object(node_documents.KEYS_NODE, _NODE, "A machine of the trust domain."),
+        "nodeMetadata": _object(node_documents.KEYS_NODE_METADATA, _NODE_METADATA, "Which machine it is."),
         "signer": _object(read.KEYS_SIGNER, _SIGNER, "A key that commits may be signed with."),
         "scope": _object(read.KEYS_SCOPE, _SCOPE, "The part of a Kubernetes cluster that the workloads are pods of."),
         "workload": _object(read.KEYS_WORKLOAD, _OTHERS, "A set of endpoints."),

@@ -26,6 +26,7 @@ _TIME = re.compile(
 _SIGNER = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.+@]{0,254}")
 _DNS_LABEL = re.compile(r"[a-z0-9_]([-a-z0-9_]{0,61}[a-z0-9_])?")
 _PREFIX = re.compile(r"[0-9A-Fa-f:.]+(/[0-9]{1,3})?")
+_WORD = re.compile(r"[A-Za-z][-A-Za-z0-9.]*")
 _MAPPED = IPv6Network("::ffff:0:0/96")
 
 RESERVED = frozenset(Entity)
@@ -134,14 +135,17 @@ def read_networks(node: Node, what: str, findings: Findings, *, empty: bool) -> 
     return tuple(dict.fromkeys(network for network in networks if network)) if all(networks) else None
 
 
-def read_network(node: Node, findings: Findings) -> Network | None:
-    """An address prefix; a bare address is one of its whole length."""
+def read_network(
+    node: Node, findings: Findings, *, name_hint: str = "DNS names are listed under `fqdn`"
+) -> Network | None:
+    """An address prefix; a bare address is one of its whole length. `name_hint` answers a DNS name."""
     text = read_text(node, "a prefix", findings)
     if text is None:
         return None
     number, hint, network = _network(text.text)
     if network is None:
-        findings.add(number, text, hint=hint, text=text.text)
+        is_name = _WORD.fullmatch(text.text) and not _PREFIX.fullmatch(text.text)
+        findings.add(number, text, hint=name_hint if is_name else hint, text=text.text)
     return network
 
 
@@ -149,8 +153,7 @@ def read_network(node: Node, findings: Findings) -> Network | None:
 def _network(text: str) -> tuple[str, str, Network | None]:
     """The prefix, or the code and hint of what is wrong with it."""
     if not _PREFIX.fullmatch(text):
-        named = re.fullmatch(r"[A-Za-z][-A-Za-z0-9.]*", text)
-        return "BH0303", "DNS names are listed under `fqdn`" if named else "", None
+        return "BH0303", "", None
     try:
         network = ip_network(text, strict=False)
     except ValueError:

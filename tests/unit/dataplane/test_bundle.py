@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
 import time
 from dataclasses import replace
 from datetime import timedelta
+from ipaddress import ip_network
+from itertools import accumulate
 
 import pytest
 from hypothesis import given, settings
@@ -16,10 +19,12 @@ from bulkhead import abi
 from bulkhead.dataplane import bundle
 from bulkhead.dataplane.bundle import BundleError, pack, read, unpack
 from bulkhead.dataplane.compile import Compiled, compile_commit
+from bulkhead.dataplane.hosting import host_set_id
 from bulkhead.policy.model import Match
+from bulkhead.policy.nodes import NUMBER_MAX, Node, Unknown
 from unit.dataplane.build import NOW, external, shop, workload
 
-HEADER = struct.Struct("<8sII11I32s")
+HEADER = struct.Struct("<8sII15I32s")
 
 
 def example(host: str | None = "web-1") -> Compiled:
@@ -28,14 +33,18 @@ def example(host: str | None = "web-1") -> Compiled:
     pods = Match(
         namespace=("shop", "shop-*"), service_account=("pay",), labels=(("app", "pay"), ("x/y", "")), cluster="prod"
     )
-    rules = ["users -> web 443", "web -> api 8000-8100,icmp/echo", ("any -> s3 443", NOW + timedelta(hours=1))]
-    return compile_commit(
-        shop(
-            *rules, "host -> world any", workloads=["web", "api", backup, workload("pay", pods, 8)], externals=outside
+    key = bytes(range(32))
+    nodes = (
+        Node(
+            "web-1", 17, (ip_network("192.0.2.1"), ip_network("fd00:7::/64")), key, Unknown.ADDRESS, False, "n.yaml:1"
         ),
-        host,
-        NOW,
+        Node("old", NUMBER_MAX, (ip_network("192.0.2.1"),), key, revoked=True, origin="n.yaml:9"),
+        Node("printer", 9, (ip_network("192.0.2.9"),), None),
     )
+    rules = ["users -> web 443", "web -> api 8000-8100,icmp/echo", ("any -> s3 443", NOW + timedelta(hours=1))]
+    written = ["web", "api", backup, workload("pay", pods, 8)]
+    policy_set = shop(*rules, "host -> world any", "legacy -> web 9100", workloads=written, externals=outside)
+    return compile_commit(replace(policy_set, nodes=nodes), host, NOW)
 
 
 def signed(data: bytes) -> bytes:
@@ -72,7 +81,8 @@ def test_keys_and_entries_lie_as_the_kernel_wants_them() -> None:
         )
         for k, e in zip(keys, entries, strict=True)
     }  # fmt: skip
-    assert seen == {key: (e.rule_id, int(e.deadline or 0), 0, 0) for key, e in before.entries.items()}
+    written = before.entries | before.openings
+    assert seen == {key: (e.rule_id, int(e.deadline or 0), 0, 0) for key, e in written.items()}
     first4 = abi.AddressKey4.from_buffer_copy(found.keys4)
     assert first4.prefix_bits in (0, 8, 24)
 
@@ -88,7 +98,33 @@ def test_records_are_found_by_their_number() -> None:
     assert found.identity_name(3) == "world"
     assert found.identity_name(before.classes4[next(iter(before.classes4))]) is not None
     assert found.identity_name(77) is None
-    assert found.counts["rules"] == 4
+    assert found.identity_name(6) == "legacy"
+    assert found.counts["rules"] == 5
+    assert found.counts["policy_entries"] == len(before.entries) + len(before.openings)
+    assert tuple(found.nodes()) == before.nodes
+    assert found.host_sets() == {host_set_id(("db-*",)): ("db-*",)}
+
+
+def test_openings_to_nodes_are_kept_apart_from_who_reaches_whom() -> None:
+    before = example()
+    found = read(pack(before))
+    assert before.openings
+    assert dict(found.openings()) == before.openings
+    assert dict(found.policy()) == before.entries
+
+
+def test_the_kernel_is_told_where_every_workload_of_a_host_may_be() -> None:
+    before = example("web-1")
+    found = read(pack(before))
+    identities = struct.unpack(f"<{len(found.hosted) // 4}I", found.hosted)
+    numbers = struct.unpack(f"<{len(found.hosting) // 4}I", found.hosting)
+    names = {before_one.identity: before_one.qualified for before_one in before.workloads}
+    assert list(identities) == sorted(identities)
+    assert {names[identity]: number for identity, number in zip(identities, numbers, strict=True)} == {
+        "shop/web": 0,
+        "shop/api": 0,
+        "shop/backup": host_set_id(("db-*",)),
+    }
 
 
 def test_deadline_is_never_rounded_up_nor_to_never() -> None:
@@ -178,6 +214,9 @@ KEY = struct.Struct("<IIIBBH")
         ((96, 4711, 2, 0, 6, 0), (1, 0, 0, 0), "which nothing may"),
         ((96, 3, 4711, 0, 6, 0), (1, 0, 0, 0), "which nothing may"),
         ((96, 1 << 31, 4711, 0, 6, 0), (1, 0, 0, 0), "which nothing may"),
+        ((96, 5, 4711, 0, 6, 0), (1, 0, 0, 0), "which nothing may"),
+        ((96, 6, 4711, 0, 6, 0), (1, 0, 0, 0), "which nothing may"),
+        ((96, 4711, 5, 1, 6, 0), (1, 0, 0, 0), "lets whoever a node says talk to 4711"),
     ],
 )
 def test_entry_that_no_compiler_writes_is_refused(key: tuple[int, ...], entry: tuple[int, ...], problem: str) -> None:
@@ -191,6 +230,78 @@ def test_key_written_twice_is_refused() -> None:
     sections = sections_of(PACKED)
     sections[4], sections[5] = sections[4][:16] * 2, sections[5][:16] * 2
     with pytest.raises(BundleError, match="do not ascend"):
+        read(assembled(sections))
+
+
+def records(*listed: list[object], first: int = 1) -> bytes:
+    """A record table, counted from a number."""
+    texts = [json.dumps(one).encode() for one in listed]
+    ends = accumulate(map(len, texts))
+    index = b"".join(struct.pack("<II", number, end) for number, end in enumerate(ends, first))
+    return struct.pack("<I", len(texts)) + index + b"".join(texts)
+
+
+KEY_TEXT = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
+NODE: list[object] = ["web-1", 17, ["192.0.2.1/32"], KEY_TEXT, "deny", False, "n.yaml:1"]
+
+
+def with_nodes(section: bytes) -> bytes:
+    return assembled([*sections_of(PACKED)[:14], section])
+
+
+def test_a_node_as_the_compiler_writes_it_is_taken() -> None:
+    (node,) = read(with_nodes(records(NODE))).nodes()
+    assert (node.name, node.number, node.key) == ("web-1", 17, bytes(range(32)))
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "problem"),
+    [
+        (0, 1, "another shape"),
+        (0, "web 1", "another shape"),
+        (1, 0, "has the number 0"),
+        (1, 1 << 24, "has the number 16777216"),
+        (1, "17", "another shape"),
+        (1, True, "another shape"),
+        (2, [], "or no address"),
+        (2, ["192.0.2.1/8"], "another shape"),
+        (2, "192.0.2.1", "another shape"),
+        (3, "c2hvcnQ=", "another shape"),
+        (3, KEY_TEXT + "!", "another shape"),
+        (3, 7, "another shape"),
+        (4, "allow", "another shape"),
+        (5, "false", "another shape"),
+        (6, None, "another shape"),
+    ],
+)
+def test_a_node_that_no_compiler_writes_is_refused(at: int, value: object, problem: str) -> None:
+    with pytest.raises(BundleError, match=problem):
+        read(with_nodes(records([*NODE[:at], value, *NODE[at + 1 :]])))
+
+
+@pytest.mark.parametrize("section", [records(NODE[:-1]), records([*NODE, 1]), records(NODE, first=2)])
+def test_nodes_of_another_form_are_refused(section: bytes) -> None:
+    with pytest.raises(BundleError):
+        read(with_nodes(section))
+
+
+@pytest.mark.parametrize(
+    ("at", "section", "problem"),
+    [
+        (11, b"", "not what its selector says"),
+        (11, b"\x01\0\0", "not what its selector says"),
+        (12, bytes(12), "not what its selector says"),
+        (12, b"", "not what its selector says"),
+        (13, records(), "not those of the selectors"),
+        (13, records(["db-*"]), "not those of the selectors"),
+        (13, records(["*"], first=host_set_id(("db-*",))), "not those of the selectors"),
+        (13, records([7], first=host_set_id(("db-*",))), "another shape"),
+    ],
+)
+def test_another_home_for_a_workload_is_refused(at: int, section: bytes, problem: str) -> None:
+    sections = sections_of(PACKED)
+    sections[at] = section
+    with pytest.raises(BundleError, match=problem):
         read(assembled(sections))
 
 

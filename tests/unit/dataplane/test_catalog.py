@@ -76,6 +76,12 @@ def test_entities_that_no_rule_names_are_left_out() -> None:
     assert catalogue(policy("web -> api 443"), NOW).outsides == ()
 
 
+def test_nodes_without_an_agent_are_listed_where_a_rule_names_them() -> None:
+    found = catalogue(policy("legacy -> web 9100", "web -> world 443"), NOW)
+    assert [one.name for one in found.outsides] == ["world", "legacy"]
+    assert names(ties(found, "legacy").calls) == ["rule-1"]
+
+
 def test_an_invariant_protects_its_destination_and_restrains_its_source() -> None:
     found = catalogue(policy(nevers=["web -> db"]), NOW)
     assert [one.name for one in ties(found, "shop/db").protected_by] == ["shop/not-that"]

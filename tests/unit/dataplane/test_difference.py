@@ -182,8 +182,8 @@ def free(policy_set: PolicySet) -> PolicySet:
 def same_end(name: str, one: Reach, end: Remote) -> bool:
     if not isinstance(end, Identified):
         return any(end in network for network in one.addresses)
-    if end.standing is Standing.HOST:
-        return name == "host"
+    if end.standing in (Standing.HOST, Standing.LEGACY):
+        return name == end.standing.value
     return end.standing is Standing.WORKLOAD and name == end.workloads[0]
 
 

@@ -174,6 +174,8 @@ def party(end: Remote) -> Party | None:
         return Party("", address=end)
     if end.standing is Standing.HOST:
         return Party("host", Facts("web-1", "/", "/usr/bin/none", 0))
+    if end.standing is Standing.LEGACY:
+        return Party("legacy", address=strategies.STRAY_ADDRESSES[0])
     if end.standing is not Standing.WORKLOAD:
         return None
     policy, _, name = end.workloads[0].partition("/")

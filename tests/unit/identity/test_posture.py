@@ -121,6 +121,8 @@ def test_what_runs_is_judged_by_its_own_file_wherever_its_name_leads(examiner: E
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the number of a system call")
 def test_a_process_whose_first_thread_has_ended_does_not_escape(examiner: Examiner, program: Path, run) -> None:
     pid = run(program, LEADER_ENDS)
+    while Path(f"/proc/{pid}/exe").exists():  # its first thread has said that it is about to end
+        pass
     with pytest.raises(FileNotFoundError):
         os.readlink(f"/proc/{pid}/exe")
     assert found(examiner, "digest", "sha256:" + "0" * 64, pid=pid) == f"{sha256(program)} runs as process {pid}"

@@ -93,10 +93,10 @@ def test_account_named_like_a_number_is_not_that_number() -> None:
 
 
 def test_glob_with_many_stars_is_matched_without_backtracking() -> None:
-    began = time.monotonic()
+    began = time.process_time()
     pattern = "*a" * 40 + "b.service"
     assert matches(Match(unit=(pattern,)), Endpoint("h", "/" + "a" * 200 + ".service")) is None
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize(

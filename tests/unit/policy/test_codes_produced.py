@@ -112,6 +112,11 @@ PRODUCERS: dict[str, Producer] = {
     "BH0502": of_text(HONEST + b'tests:\n  - {from: web, deny: ["api:443"]}\n'),
     "BH0601": of_text(CODES["BH0601"].example.encode()),
     "BH0602": colliding,
+    "BH0603": of_text(
+        HONEST.replace(b"{unit: web.service}", b"{host: web-4e7c, unit: web.service}").replace(
+            b"{unit: api.service}", b"{host: web-6dcf, unit: api.service}"
+        )
+    ),
     "BH0701": too_large,
     "BH0702": too_many_rules,
     "BH0801": of_commit("a symbolic link"),

@@ -230,6 +230,7 @@ def test_the_key_of_a_signature_is_read_from_the_commit(repository, keys):
 # What may be changed
 
 
+NODE = "apiVersion: bulkhead/v1alpha1\nkind: Node\nmetadata: {name: web-1}\naddresses: [10.0.0.1]\n"
 CHANGES = {
     "a file that is no policy": ({"README.md": "x"}, "app"),
     "an app policy": ({"shop.yaml": policy(body="externals: {}\n") + never("yes")}, "app"),
@@ -244,6 +245,8 @@ CHANGES = {
         {"shop.yaml": policy("shop", "platform") + never("yes")},
         "plat",
     ),
+    "a new node": ({"n.yaml": NODE}, "plat"),
+    "a file of a node that cannot be read": ({"n.yaml": NODE + "key: [\n"}, "plat"),
     "a guardrail": ({"guard.yaml": policy("guard", "guardrail", "externals: {}\n")}, "guard"),
     "a new guardrail": ({"more.yaml": policy("more", "guardrail")}, "guard"),
     "a second document that is a guardrail": (

@@ -52,6 +52,16 @@ signers:
   - {{name: ann, level: app, key: sk-ssh-ed25519@openssh.com AAAA, expires: 2027-01-31T18:00:00Z}}
   - {{name: bob, level: platform, key: "openpgp:{"0123456789abcdef" * 4}"}}
 """
+NODE = f"""
+apiVersion: bulkhead/v1alpha1
+kind: Node
+metadata: {{name: Web-1.example.org}}
+key: "{"0123456789abcdef" * 2}0123456789+="
+addresses: [10.0.0.1, "fd00::1", 10.244.1.0/24]
+number: 17
+unknown: address
+revoked: true
+"""
 
 
 class Loader(yaml.SafeLoader):
@@ -98,7 +108,7 @@ def test_whatever_the_parser_takes_is_valid(policy_set) -> None:
             VALIDATOR.validate(one)
 
 
-@pytest.mark.parametrize("text", [WHOLE, PODS, REPOSITORY], ids=["hosts", "pods", "repository"])
+@pytest.mark.parametrize("text", [WHOLE, PODS, REPOSITORY, NODE], ids=["hosts", "pods", "repository", "node"])
 def test_every_part_of_the_language_is_valid(text: str) -> None:
     VALIDATOR.validate(documents(text)[0])
 
@@ -153,6 +163,26 @@ def test_signers_of_another_form_are_invalid(part: str, wrong: str) -> None:
     assert not valid(REPOSITORY.replace(part, wrong))
 
 
+@pytest.mark.parametrize(
+    ("part", "wrong"),
+    [
+        ("name: Web-1", "name: -Web-1"),
+        ("name: Web-1", "owner: shop, name: Web-1"),
+        ("0123456789+=", "0123456789+"),
+        ("[10.0.0.1, ", "[web-1, "),
+        ("17", "16777216"),
+        ("17", "0"),
+        ("unknown: address", "unknown: allow"),
+        ("revoked: true", 'revoked: "true"'),
+        ("revoked: true", "colour: red"),
+        ("metadata: {name: Web-1.example.org}", ""),
+    ],
+)
+def test_nodes_of_another_form_are_invalid(part: str, wrong: str) -> None:
+    assert part in NODE
+    assert not valid(NODE.replace(part, wrong))
+
+
 def test_examples_of_warnings_are_valid() -> None:
     examples = [code.example for code in CODES.values() if code.severity == "warning" and code.example.endswith("\n")]
     assert examples
@@ -168,7 +198,22 @@ def _parses(text: str) -> bool:
     return True
 
 
-FORMS = ("BH0203", "BH0204", "BH0205", "BH0206", "BH0207", "BH0208", "BH0210", "BH0301", "BH0302", "BH0316", "BH0318")
+FORMS = (
+    "BH0203",
+    "BH0204",
+    "BH0205",
+    "BH0206",
+    "BH0207",
+    "BH0208",
+    "BH0210",
+    "BH0301",
+    "BH0302",
+    "BH0316",
+    "BH0318",
+    "BH0323",
+    "BH0325",
+    "BH0326",
+)
 
 
 @pytest.mark.parametrize("number", FORMS)

@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * wire.c: sock_ops makes room in the SYN for what wire.h says when the packet leaves, copies the stamped option of a SYN
+ * into the SYN-ACK that answers it, and gives the accepted socket the identity of its caller. Once a conversation is
+ * open it asks to be called no more: an established segment costs nothing.
+ */
+
+#define SOCK_OPS_FLAGS BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG
+#define SOL_TCP 6
+#define TCP_SAVE_SYN 27
+
+/* An option that only holds the place. */
+static INLINE void wire_place(struct wire_option *option, u32 bytes)
+{
+    __builtin_memset(option, 0, sizeof(*option));
+    option->kind = WIRE_OPTION_KIND;
+    option->length = bytes;
+    option->experiment = bpf_htons(WIRE_EXPERIMENT);
+}
+
+/* The option of the SYN that is being answered or has been accepted; its length, or less than 0. */
+static INLINE int wire_of_syn(struct bpf_sock_ops *ctx, struct wire_option *option)
+{
+    wire_place(option, 4); /* kind, the length of what to compare, and the experiment to look for */
+    return bpf_load_hdr_opt(ctx, option, sizeof(*option), BPF_LOAD_HDR_OPT_TCP_SYN);
+}
+
+/* Room in a SYN, or for less where MPTCP or Fast Open takes four bytes that may be written over; see wire_find(). */
+static INLINE void wire_reserve(struct bpf_sock_ops *ctx)
+{
+    struct wire_option option;
+    u32 flags = ctx->skb_tcp_flags;
+
+    if (!(flags & TCP_FLAG_SYN))
+        return;
+    if (!(flags & TCP_FLAG_ACK)) {
+        if (bpf_reserve_hdr_opt(ctx, WIRE_OPTION_BYTES, 0))
+            bpf_reserve_hdr_opt(ctx, WIRE_PLACE_BYTES, 0);
+    } else if (ctx->args[0] != BPF_WRITE_HDR_TCP_SYNACK_COOKIE && wire_of_syn(ctx, &option) == WIRE_OPTION_BYTES) {
+        /* of a cookie's SYN nothing is kept, and no socket sends its answer: there is nobody to say who it is */
+        bpf_reserve_hdr_opt(ctx, WIRE_OPTION_BYTES, 0);
+    }
+}
+
+static INLINE void wire_write(struct bpf_sock_ops *ctx)
+{
+    struct wire_option option;
+    u32 flags = ctx->skb_tcp_flags;
+
+    if (!(flags & TCP_FLAG_SYN))
+        return;
+    if (flags & TCP_FLAG_ACK) {
+        if (wire_of_syn(ctx, &option) == WIRE_OPTION_BYTES)
+            bpf_store_hdr_opt(ctx, &option, WIRE_OPTION_BYTES, 0);
+        return;
+    }
+    wire_place(&option, WIRE_OPTION_BYTES);
+    if (!bpf_store_hdr_opt(ctx, &option, WIRE_OPTION_BYTES, 0))
+        return;
+    wire_place(&option, WIRE_PLACE_BYTES);
+    bpf_store_hdr_opt(ctx, &option, WIRE_PLACE_BYTES, 0);
+}
+
+/* The socket of a conversation that was let in takes the identity that its SYN proved. */
+static INLINE void wire_accepted(struct bpf_sock_ops *ctx)
+{
+    struct wire_self *self = wire_here();
+    struct bpf_sock *sk = ctx->sk;
+    struct wire_said w = {};
+
+    if (!self || !sk)
+        return;
+    struct sock_state *st = sockets.sk_storage_get(sk, 0, 0);
+    if (!st)
+        return;
+    st->remote_node = 0;
+    st->flags &= ~SOCK_FLAG_WIRE;
+    if (wire_of_syn(ctx, &w.option) != WIRE_OPTION_BYTES)
+        return;
+    if (!wire_is_stamped(self, &w, ctx->rcv_nxt - 1))
+        return;
+    u32 identity = bpf_ntohl(w.option.identity);
+    st->remote_node = wire_number(w.option.node);
+    if (identity == IDENTITY_HOST)
+        return;
+    st->remote_identity = identity;
+    st->flags |= SOCK_FLAG_WIRE;
+}
+
+int wire_sock_ops(struct bpf_sock_ops *ctx)
+{
+    int save = 1;
+
+    switch (ctx->op) {
+    case BPF_SOCK_OPS_TCP_LISTEN_CB:
+        bpf_setsockopt(ctx, SOL_TCP, TCP_SAVE_SYN, &save, sizeof(save));
+        /* fall through */
+    case BPF_SOCK_OPS_TCP_CONNECT_CB:
+        bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | SOCK_OPS_FLAGS);
+        break;
+    case BPF_SOCK_OPS_HDR_OPT_LEN_CB:
+        wire_reserve(ctx);
+        break;
+    case BPF_SOCK_OPS_WRITE_HDR_OPT_CB:
+        wire_write(ctx);
+        break;
+    case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+        wire_accepted(ctx);
+        /* fall through */
+    case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+        bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags & ~SOCK_OPS_FLAGS);
+        break;
+    }
+    return 1;
+}
