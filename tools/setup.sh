@@ -17,7 +17,7 @@ readonly PACKAGES=(
     # What the agent runs on.
     python3 python3-venv python3-bpfcc libbpf1 linux-libc-dev git openssh-client gnupg iproute2 ca-certificates
     # What the build and the tests run.
-    make gcc libc6-dev procps iputils-ping curl nftables systemd openssh-server
+    make gcc libc6-dev procps iputils-ping curl nftables systemd openssh-server etcd-server
     # The workloads of the end-to-end tests and the demonstration.
     redis-server redis-tools nginx-light prometheus dnsmasq-base
 )

@@ -1,0 +1,1 @@
+"""Who the nodes are: one interface, and what gives the records behind it."""
