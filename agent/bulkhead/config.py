@@ -26,6 +26,27 @@ class Lifeline(NamedTuple):
     """TCP port."""
 
 
+class Etcd(NamedTuple):
+    """An etcd that holds the records of nodes, and what this agent shows it."""
+
+    endpoints: tuple[str, ...]
+    """`https://HOST:PORT` of each member."""
+    ca: str
+    """File with the certificates that vouch for the members."""
+    cert: str
+    """File with this agent's certificate."""
+    key: str
+    """File with its private key."""
+    prefix: str = "/bulkhead/"
+    """What every key begins with."""
+    ttl_s: int = 30
+    """How long this node's record outlives the last word of its agent."""
+    user: str = ""
+    """User of etcd, where it has roles; empty: the certificate is all."""
+    password: str = ""
+    """File with the user's password, readable by its owner alone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """One agent's settings, as in `agent.toml`; every key is optional."""
@@ -67,6 +88,23 @@ class Settings:
     """`tcx` where the kernel has it, or `clsact` to force filters."""
     observe_only: bool = False
     """Never drop, whatever policy says: every workload and the host are in observe mode."""
+    registry: str = "files"
+    """Where the records of nodes are: `files`, of the policy repository, or `etcd`."""
+    etcd: Etcd | None = None
+    """Which etcd, where `registry` is `etcd`."""
+    node_key: Path | None = None
+    """This node's X25519 key, PKCS#8 under a passphrase. None: with etcd one of this run's own, else no identity."""
+    node_key_passphrase: Path | None = None
+    """A file with the passphrase. Either may begin with `$CREDENTIALS_DIRECTORY/`, where systemd puts credentials."""
+    node_addresses: tuple[str, ...] = ()
+    """Where other nodes reach this one, for a registry to which it announces itself; empty: as the routes out say."""
+    wire_hours: int = 24
+    """How long other nodes can be told apart after the agent has ended: for so long keys are derived ahead."""
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this node is to say on the wire who is talking: it has a key, or makes one for its registry."""
+        return self.node_key is not None or self.registry != "files"
 
     @property
     def control_socket(self) -> Path:
@@ -124,6 +162,11 @@ class Settings:
         return self.run_dir / "health"
 
     @property
+    def saved_nodes(self) -> Path:
+        """What the registry said last, over a restart."""
+        return self.state_dir / "nodes.json"
+
+    @property
     def saved_flows(self) -> Path:
         """The flow log over a restart."""
         return self.state_dir / "flows.json"
@@ -167,13 +210,16 @@ def _read(path: Path) -> dict[str, Any]:
 _PATHS = (
     *("cgroup_root", "netns", "pins", "run_dir", "state_dir"),
     *("signers", "ssh_key", "ssh_known_hosts", "https_ca", "https_credentials"),
+    *("node_key", "node_key_passphrase"),
 )
-_TYPES: dict[str, type] = {"metrics_port": int, "observe_only": bool, "poll_s": float}
+_TYPES: dict[str, type] = {"metrics_port": int, "observe_only": bool, "poll_s": float, "wire_hours": int}
 
 _URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 _SCP = re.compile(r"(?!/)(?:[^/:@]+@)?[^/:]+:(?!//)")
 SCHEMES = ("ssh", "https", "file")
 POLL_MIN_S = 1.0
+REGISTRIES = ("files", "etcd")
+WIRE_HOURS_MAX = 168
 
 
 def scheme_of(repository: str) -> str:
@@ -193,6 +239,10 @@ def _converted(key: str, value: Any) -> Any:
         if not isinstance(value, list | tuple):
             raise UsageError(f"the setting `lifeline` is a list, not `{value!r}`")
         return tuple(_lifeline(one) for one in value)
+    if key == "etcd":
+        return _etcd(value)
+    if key == "node_addresses":
+        return _addresses(value)
     if key == "repository" and isinstance(value, Path):
         return str(value)
     wanted = _TYPES.get(key, str)
@@ -201,6 +251,15 @@ def _converted(key: str, value: Any) -> Any:
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
         raise UsageError(f"the setting `{key}` takes a {wanted.__name__}, not `{value!r}`")
     return value
+
+
+def _addresses(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
+        raise UsageError(f"the setting `node_addresses` is a list of addresses, not `{value!r}`")
+    try:
+        return tuple(str(ip_network(one)) for one in value)
+    except ValueError as error:
+        raise UsageError(f"the setting `node_addresses`: {error}") from error
 
 
 def _lifeline(value: Any) -> Lifeline:
@@ -219,6 +278,54 @@ def _lifeline(value: Any) -> Lifeline:
     return Lifeline(str(network), port)
 
 
+_ENDPOINT = re.compile(r"https://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})")
+_PREFIX = re.compile(r"/([A-Za-z0-9._-]+/)+")
+_USER = re.compile(r"[!-~]{1,255}")
+ETCD_ENDPOINTS_MAX = 16
+ETCD_TTL_S = range(5, 86401)
+
+
+def _etcd(value: Any) -> Etcd:
+    """The table, as written or as `dump` wrote it."""
+    entry = dict(zip(Etcd._fields, value, strict=False)) if isinstance(value, list | tuple) else value
+    if not isinstance(entry, dict):
+        raise UsageError(f"the setting `etcd` is a table, not `{value!r}`")
+    needed = [name for name in Etcd._fields if name not in Etcd._field_defaults]
+    if strange := [name for name in entry if name not in Etcd._fields]:
+        raise UsageError(f"the setting `etcd` has no `{strange[0]}`: known are {', '.join(Etcd._fields)}")
+    if missing := [name for name in needed if name not in entry]:
+        raise UsageError(f"the setting `etcd` lacks `{missing[0]}`: it needs {', '.join(needed)}")
+    endpoints, ttl_s = entry["endpoints"], entry.get("ttl_s", Etcd._field_defaults["ttl_s"])
+    texts = {name: entry[name] for name in entry if name not in ("endpoints", "ttl_s")}
+    if not isinstance(endpoints, list | tuple) or not 1 <= len(endpoints) <= ETCD_ENDPOINTS_MAX:
+        raise UsageError(f"the setting `etcd`: `endpoints` is a list of 1..{ETCD_ENDPOINTS_MAX}, not `{endpoints!r}`")
+    if type(ttl_s) is not int or ttl_s not in ETCD_TTL_S:
+        raise UsageError(f"the setting `etcd`: `ttl_s` is {ETCD_TTL_S[0]}..{ETCD_TTL_S[-1]}, not `{ttl_s!r}`")
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise UsageError(f"the setting `etcd`: `{name}` is a text, not `{text!r}`")
+    return _checked_etcd(Etcd(tuple(str(one) for one in endpoints), **texts, ttl_s=ttl_s))
+
+
+def _checked_etcd(etcd: Etcd) -> Etcd:
+    for one in etcd.endpoints:
+        match = _ENDPOINT.fullmatch(one)
+        if match is None or not 1 <= int(match["port"]) <= 65535:
+            raise UsageError(f"the setting `etcd`: an endpoint is such as `https://10.0.0.1:2379`, not `{one}`")
+    if len(set(etcd.endpoints)) < len(etcd.endpoints):
+        raise UsageError("the setting `etcd` has an endpoint twice")
+    if not _PREFIX.fullmatch(etcd.prefix):
+        raise UsageError(f"the setting `etcd`: `prefix` is such as `/bulkhead/`, not `{etcd.prefix}`")
+    for name in ("ca", "cert", "key", *(("password",) if etcd.password else ())):
+        if not Path(getattr(etcd, name)).is_absolute():
+            raise UsageError(f"the setting `etcd`: `{name}` is an absolute path, not `{getattr(etcd, name)}`")
+    if bool(etcd.user) != bool(etcd.password):
+        raise UsageError("the setting `etcd`: `user` and `password` go together")
+    if etcd.user and not _USER.fullmatch(etcd.user):
+        raise UsageError(f"the setting `etcd`: `user` is 1 to 255 printable characters, not `{etcd.user!r}`")
+    return etcd
+
+
 def _checked(settings: Settings) -> Settings:
     if settings.prefer not in ("tcx", "clsact"):
         raise UsageError(f"the setting `prefer` is `tcx` or `clsact`, not `{settings.prefer}`")
@@ -226,6 +333,14 @@ def _checked(settings: Settings) -> Settings:
         raise UsageError(f"the setting `metrics_port` is 0..65535, not `{settings.metrics_port}`")
     if not settings.poll_s >= POLL_MIN_S:
         raise UsageError(f"the setting `poll_s` is {POLL_MIN_S:g} at least, not `{settings.poll_s:g}`")
+    if settings.registry not in REGISTRIES:
+        raise UsageError(f"the setting `registry` is `files` or `etcd`, not `{settings.registry}`")
+    if (settings.registry == "etcd") != (settings.etcd is not None):
+        raise UsageError('the settings `registry = "etcd"` and `etcd` go together')
+    if not 1 <= settings.wire_hours <= WIRE_HOURS_MAX:
+        raise UsageError(f"the setting `wire_hours` is 1..{WIRE_HOURS_MAX}, not `{settings.wire_hours}`")
+    if (settings.node_key is None) != (settings.node_key_passphrase is None):
+        raise UsageError("the settings `node_key` and `node_key_passphrase` go together: no key lies in the clear")
     _check_remote(settings)
     return settings
 

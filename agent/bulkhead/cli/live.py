@@ -59,10 +59,35 @@ def drops(view: View, **options: Any) -> ExitCode:
 
 @click.command()
 @_filter_options
+@click.option("--by-address", is_flag=True, help="Only what passed and rests on the other end's address.")
 @view_options()
-def flows(view: View, **options: Any) -> ExitCode:
-    """Show all recorded verdicts. Filters as in `drops`."""
-    return _records(view, "flows", "Flows", options, ())
+def flows(view: View, by_address: bool, **options: Any) -> ExitCode:
+    """Show all recorded verdicts. Filters as in `drops`.
+
+    With --by-address the list that a migration to identity on the wire burns down, of the last hour unless --since
+    says otherwise; no other filter goes with it.
+    """
+    if not by_address:
+        return _records(view, "flows", "Flows", options, ())
+    if any(value for name, value in options.items() if name != "since"):
+        raise UsageError("`--by-address` goes with `--since` alone")
+    return _by_address(view, options["since"])
+
+
+def _by_address(view: View, age: str | None) -> ExitCode:
+    from bulkhead.observe.explain import completeness
+    from bulkhead.observe.filters import parse_age
+
+    answer = client.call(view.socket, "by-address", {"since": time.time() - parse_age(age)} if age else {})
+    if view.as_json:
+        show_json("ByAddress", answer)
+    else:
+        from bulkhead.cli import render
+
+        show(view, *render.by_address(answer, time.time()))
+        if missing := render.lost(answer["lost"]):
+            note(missing)
+    return ExitCode.OK if completeness(answer["lost"])[0] else ExitCode.INCOMPLETE
 
 
 def _records(view: View, op: str, kind: str, options: dict[str, Any], verdicts: tuple[str, ...]) -> ExitCode:

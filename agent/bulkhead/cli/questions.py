@@ -52,8 +52,11 @@ def _from_files(source: str, target: str, policy: Path, rev: str | None, invento
     from bulkhead.cli.files import aliases, compile_policy
     from bulkhead.observe.explain import answer_to_json
     from bulkhead.observe.explain import can as ask
+    from bulkhead.observe.neighbours import Neighbours
     from bulkhead.observe.question import parse_question
+    from bulkhead.policy.nodes import roster
 
     question = parse_question(source, target)
     compiled = compile_policy(policy, rev)
-    return answer_to_json(ask(compiled, question, time.time(), aliases(compiled, inventory)))
+    nodes = Neighbours(roster(compiled.nodes), speaks=True)
+    return answer_to_json(ask(compiled, question, time.time(), aliases(compiled, inventory), nodes=nodes))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from rich.console import RenderableType
@@ -15,6 +15,8 @@ from bulkhead.observe.names import short
 
 Json = Mapping[str, Any]
 
+INTERNET: Final = "internet"
+_INTERNET_SHOWN: Final = 10
 STYLES: Final = {"deny": "red", "would-deny": "yellow", "allow": "green"}
 _STEPS: Final = ((60, 1, "s"), (3600, 60, "m"), (86400, 3600, "h"), (float("inf"), 86400, "d"))
 
@@ -87,7 +89,7 @@ def source(record: Json) -> str:
     name = short(record["source"])
     if record["direction"] == "egress" or record["hook"] == "call":
         return _with(name, record["comm"])
-    return _with(name, "" if record["source_spiffe_id"] else record["source_address"])
+    return _with(name, "" if record["source_spiffe_id"] else record["source_address"]) + _on_node(record)
 
 
 def destination(record: Json) -> str:
@@ -99,7 +101,13 @@ def destination(record: Json) -> str:
     else:
         address = record["destination_address"]
         target = f"{name} [{address}]" if ":" in address else f"{name} {address}"
-    return f"{target} {port}" if record["protocol"] == "icmp" else f"{target}:{port}"
+    text = f"{target} {port}" if record["protocol"] == "icmp" else f"{target}:{port}"
+    return text + _on_node(record) if record["direction"] == "egress" else text
+
+
+def _on_node(record: Json) -> str:
+    """Where the other end is, when that is a registered node."""
+    return f" on {record['node']}" if record.get("node") else ""
 
 
 def _with(name: str, more: str) -> str:
@@ -110,7 +118,34 @@ def _because(record: Json) -> str:
     if record["verdict"] == "allow":
         return short(record["rule"]) if record["rule"] else f"rule {record['rule_id']}"
     text = "default deny" if record["reason"] == "policy" else str(record["reason"])
+    if record.get("told_by"):
+        text += f", says {record['told_by']}"
     return f"{text}, cut" if record["cut"] else text
+
+
+def by_address(answer: Json, now: float) -> tuple[RenderableType, ...]:
+    """`flows --by-address`: what is to be burned down, and the internet behind it."""
+    shown = [one for one in answer["paths"] if one["kind"] != INTERNET]
+    outside = [one for one in answer["paths"] if one["kind"] == INTERNET]
+    rest = len(outside) - _INTERNET_SHOWN
+    more = [cell(f"and {rest} more with the internet; `-o json` has all", "dim")] if rest > 0 else []
+    nothing = cell(f"nothing rests on an address but what goes to the internet, in {age(answer['since'], now)}")
+    made = _paths_by_address([*shown, *outside[:_INTERNET_SHOWN]], now)
+    silent = cell("this host says nothing on the wire, so all of it rests on addresses", "yellow")
+    tables = [made] if answer["paths"] else []
+    return *tables, *more, *([] if shown else [nothing]), *([] if answer["speaking"] else [silent])
+
+
+def _paths_by_address(paths: Iterable[Json], now: float) -> Table:
+    made = table("COUNT", "LAST", "WHY", "FROM", "TO", "KNOWN AS", numbers=("COUNT", "LAST"))
+    for one in paths:
+        peer, local = str(one["peer"]), short(one["local"])
+        port = port_text(one["protocol"], one["port"])
+        ends = (local, f"{peer}:{port}") if one["direction"] == "egress" else (peer, f"{local}:{port}")
+        style = "dim" if one["kind"] == INTERNET else ""
+        texts = (count(one["count"]), age(one["last_seen"], now), one["kind"], *ends, short(one["name"]))
+        made.add_row(*(cell(text, style) for text in texts))
+    return made
 
 
 def lost(losses: Json) -> str:
@@ -217,6 +252,8 @@ def status(answer: Json, now: float) -> tuple[RenderableType, ...]:
         ("verdicts", _totals(totals)),
         ("adopted", str(answer["adoption"])),
         ("dns", _dns(answer.get("dns", {}))),
+        ("wire", _wire(answer.get("wire", {}), now)),
+        ("", _by_address(answer)),
         ("lost", lost(answer["lost"]) or "nothing"),
         ("maps", _maps(answer["maps"])),
     ]
@@ -319,6 +356,46 @@ def _dns(outcomes: Json) -> str:
     return f"answers about names: {', '.join(counted)}" if counted else ""
 
 
+def _wire(wire: Json, now: float) -> Text:
+    """Who this node is on the wire; on further lines what somebody should look at."""
+    if not wire or not (wire["wanted"] or wire["registry"]["nodes"]):
+        return Text()
+    registry, keys = wire["registry"], wire["keys"]
+    others = f"{registry['nodes']} nodes in {registry['kind']}, {registry['nodes'] - registry['keyed']} without agent"
+    own = f"node {wire['node']} ({wire['number']})" if wire["speaking"] else "silent"
+    until = f", keys for {max(0.0, keys['until'] - now) / 3600:.0f} h" if keys["until"] else ""
+    text = cell(f"{own}; {others}{until}", "" if wire["speaking"] else "yellow")
+    return Text("\n").join([text, *(cell(line, "yellow") for line in _wire_warnings(wire, now))])
+
+
+def _by_address(answer: Json) -> str:
+    """How much still rests on addresses, where identity on the wire is wanted at all."""
+    wire, kinds = answer.get("wire", {}), answer.get("by_address", {})
+    if not kinds or not (wire["wanted"] or wire["registry"]["nodes"]):
+        return ""
+    text = ", ".join(f"{number} {kind}" for kind, number in kinds.items() if number and kind != INTERNET)
+    rest = f"paths that rest on addresses: {text or 'none'}; {kinds[INTERNET]} to or from the internet"
+    return f"{rest} (`bulkhead flows --by-address`)" if text else rest
+
+
+def _wire_warnings(wire: Json, now: float) -> Iterator[str]:
+    registry, keys = wire["registry"], wire["keys"]
+    if wire["mute"]:
+        yield f"says nothing: {wire['mute']}"
+    if keys["error"] and keys["error"] != wire["mute"]:
+        yield f"the key process does not run, keys stay in force: {keys['error']}"
+    if wire["problem"]:
+        yield str(wire["problem"])
+    if registry["problem"]:
+        heard = f"heard {age(registry['last_heard'], now)} ago" if registry["last_heard"] else "never heard"
+        yield f"the registry is stale, {heard}: {registry['problem']}"
+    if registry["own"]:
+        yield str(registry["own"])
+    yield from (f"record refused: {one['detail']}" for one in registry["refused"])
+    if wire["clock"]["synchronised"] is False:
+        yield "clock unsynchronised: beyond 32 s of difference other nodes refuse this one"
+
+
 def _maps(maps: Json) -> str:
     """The fullest maps, those above 80 % by name."""
     shares = sorted(((one["entries"] / one["max"], name) for name, one in maps.items() if one["max"]), reverse=True)
@@ -386,10 +463,11 @@ def explanation(found: Json, now: float) -> tuple[RenderableType, ...]:
         ("rule", "rule"),
         ("nearest", "nearest"),
         ("since", "since"),
+        ("note", "note"),
         ("next", "advice"),
         ("data", "data"),
     )
-    return head, pairs([(label, safe(found[key])) for label, key in labels])
+    return head, pairs([(label, safe(found.get(key, ""))) for label, key in labels])
 
 
 # Offline

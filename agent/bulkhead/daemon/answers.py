@@ -16,10 +16,12 @@ from bulkhead.daemon.enforcer import Enforcer
 from bulkhead.daemon.readiness import readiness
 from bulkhead.daemon.trial import Trial
 from bulkhead.daemon.upkeep import Upkeep
+from bulkhead.daemon.vicinity import Vicinity
 from bulkhead.dataplane.compile import WorkloadInfo
 from bulkhead.identity import processes
 from bulkhead.identity.selectors import Identified, unit_of
 from bulkhead.kernel.devices import list_devices
+from bulkhead.observe import by_address
 from bulkhead.observe.filters import VERDICTS, Filter
 from bulkhead.observe.flows import FlowLog
 from bulkhead.policy import model
@@ -105,6 +107,7 @@ class Answers:
         self._policy = policy
         self._started = time.time()
         self.counters = Counters(enforcer.maps)
+        self.vicinity = Vicinity(enforcer.wire, enforcer.settings.host)
 
     def lost(self) -> dict[str, int]:
         """Losses of events, by source."""
@@ -134,6 +137,19 @@ class Answers:
             "since": max(self._flows.since, wanted.since),
             "absent_s": self._flows.absent_s,
             "filter": str(every),
+        }
+
+    def by_address(self, since: float) -> Json:
+        """What has passed since then, in Unix seconds, and rests on the other end's address."""
+        records = self._flows.records(lambda record: record.last_seen >= since, by_address.rests_on_address)
+        found = by_address.paths(records, self.vicinity(), since)
+        return {
+            "host": self._enforcer.settings.host,
+            "at": time.time(),
+            "since": max(self._flows.since, since),
+            "speaking": self.vicinity().speaks,
+            "kinds": by_address.summary(found),
+            "paths": [by_address.path_to_json(one) for one in found],
         }
 
     def modes(self) -> dict[str, int]:
@@ -199,6 +215,8 @@ class Answers:
             "totals": self.totals(),
             "lost": self.lost(),
             "dns": self.counters.dns_answers(),
+            "wire": enforcer.wire.status(),
+            "by_address": self.by_address(time.time() - by_address.WINDOW_S)["kinds"],
             "maps": {name: {"entries": n, "max": top} for name, (n, top) in self.counters.sizes().items()},
             "adoption": str(enforcer.adoption),
             "git_equals_kernel": not differences,

@@ -25,8 +25,10 @@ from bulkhead.abi import (
     VerdictEvent,
 )
 from bulkhead.config import Settings
+from bulkhead.daemon.keys import KeyProcess
 from bulkhead.daemon.posture import PostureGuard
 from bulkhead.daemon.quarantine import Isolation, Quarantine
+from bulkhead.daemon.wire import WireIdentity
 from bulkhead.dataplane import bundle as bundles
 from bulkhead.dataplane.bundle import Bundle
 from bulkhead.dataplane.compile import WorkloadInfo, compile_commit
@@ -47,11 +49,14 @@ from bulkhead.kernel.devices import (
     Resync,
 )
 from bulkhead.kernel.diag import SocketDiag, SocketId
+from bulkhead.kernel.libbpf import AttachType
 from bulkhead.kernel.maps import KernelMaps, Staged
 from bulkhead.kernel.ringbuf import RingBuffer
+from bulkhead.kernel.wire import WireMaps
 from bulkhead.observe.flows import address_text
 from bulkhead.observe.logs import Log
 from bulkhead.policy.model import Mode, PolicySet
+from bulkhead.registry.registry import Registry
 
 log = Log()
 
@@ -92,14 +97,20 @@ class _Tried:
 class Enforcer:
     """One host's enforcement: maps, hooks, attestation. Everything but the event callbacks is synchronous."""
 
-    def __init__(self, settings: Settings, on_verdict: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, settings: Settings, on_verdict: Callable[[bytes], None], keys: KeyProcess, registry: Registry
+    ) -> None:
         self.settings = settings
         self._on_verdict = on_verdict
         self.tree = CgroupTree(settings.cgroup_root or cgroups.find_mount().mount_point)
         self.maps = KernelMaps(settings.pins)
         self.programs = Programs.open(settings.pins)
         self.attachments = Attachments(
-            settings.pins, self.programs, self.tree.root, "clsact" if settings.prefer == "clsact" else "tcx"
+            settings.pins,
+            self.programs,
+            self.tree.root,
+            "clsact" if settings.prefer == "clsact" else "tcx",
+            unused=frozenset() if settings.speaks else frozenset({AttachType.CGROUP_SOCK_OPS}),
         )
         self.attestation = Attestation(self.maps, self.tree)
         self.users = Users()
@@ -113,6 +124,7 @@ class Enforcer:
         self.hook_errors: dict[str, str] = {}
         """Devices that could not be hooked, with why."""
         self.auditor = Auditor(settings.pins, self.maps, self.programs, self.attachments, self.attestation)
+        self.wire = WireIdentity(settings, WireMaps(self.maps.fixed), keys, registry)
         self.quarantine = Quarantine(settings.quarantine)
         self.posture = PostureGuard(Examiner(settings.health), self.tree, self.attestation)
         self.on_hooks_changed: Callable[[], None] = lambda: None
@@ -203,6 +215,7 @@ class Enforcer:
             self.posture.note(change.plan.failing)
             self._tried = _Tried(packed, self.bundle, until_s)
             self.bundle = change.bundle
+            self.wire.settle(change.bundle, beside=self._tried.before)
             self._record("try", seconds=seconds)
         finally:
             self._switching = False
@@ -217,6 +230,7 @@ class Enforcer:
         self.generation = self.maps.confirm()
         self.attestation.end_trial(stays=True)
         self._tried = None
+        self._settle_wire()
         _write_file(self.settings.saved_bundle, tried.packed)
         self._record("confirm")
 
@@ -228,6 +242,7 @@ class Enforcer:
             self.maps.revert()
         self.attestation.end_trial(stays=False)
         self.generation, self.bundle, self._tried = self.maps.generation, self._tried.before, None
+        self._settle_wire()
         self.attestation.rescan()
         self._record(why)
 
@@ -257,6 +272,7 @@ class Enforcer:
         kept = beside.rules() if beside is not None else ()
         slots = self.hits.assign(dict.fromkeys(info.name for info in (*fresh.rules(), *kept)))
         tables = generation.tables(fresh, plan, survey(plan, self.tree), slots)
+        self.wire.stage(fresh)
         return _Change(packed, fresh, plan, slots, self.maps.stage(tables))
 
     def _finish(self, change: _Change) -> int:
@@ -265,9 +281,14 @@ class Enforcer:
         self.attestation.adopt_plan(change.plan)
         self.posture.note(change.plan.failing)
         self.bundle = change.bundle
+        self._settle_wire()
         _write_file(self.settings.saved_bundle, change.packed)
         self._record("commit")
         return self.generation
+
+    def _settle_wire(self) -> None:
+        if self.bundle is not None:
+            self.wire.settle(self.bundle)
 
     def _record(self, why: str, **details: object) -> None:
         """Which commit the generation in force is, and why there is a new one."""

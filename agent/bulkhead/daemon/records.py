@@ -20,11 +20,11 @@ from bulkhead.errors import BulkheadError, KernelError, UsageError
 from bulkhead.identity import processes
 from bulkhead.identity.selectors import unit_of
 from bulkhead.kernel.generation import boot_offset_s
-from bulkhead.observe import explain, flows, logs
+from bulkhead.observe import by_address, explain, flows, logs
 from bulkhead.observe.filters import Filter, filter_from_json
 from bulkhead.observe.names import GenerationNamer
-from bulkhead.observe.question import question_from_json
-from bulkhead.observe.tables import tables_of
+from bulkhead.observe.question import Question, question_from_json
+from bulkhead.observe.tables import Tables, tables_of
 
 log = logs.Log()
 
@@ -55,6 +55,8 @@ class Records:
             "minutes": _answer(self._minutes),
             "conversations": self._conversations,
             "names": _answer(lambda _: learned_names(self.enforcer, self.namer)),
+            "nodes": _answer(lambda _: self.enforcer.wire.nodes()),
+            "by-address": _answer(self._by_address),
             "why": _answer(self._why),
             "can": _answer(self._can),
         }
@@ -82,24 +84,41 @@ class Records:
         # A machine can have a hundred thousand of them: events are heard meanwhile.
         return await asyncio.to_thread(conversations, self.enforcer, self.namer)
 
-    def _tables(self) -> Any:
+    def tables(self) -> Tables:
+        """Those of the policy in force. Raises UsageError when there is none."""
         if self.enforcer.bundle is None:
             raise UsageError("no policy is in force")
         return tables_of(self.enforcer.bundle)
 
     def _can(self, args: Json) -> Json:
         question = question_from_json(args)
-        answer = explain.can(self._tables(), question, time.time(), observe_only=self.settings.observe_only)
-        return explain.answer_to_json(answer)
+        return explain.answer_to_json(self.model(question))
+
+    def model(self, question: Question) -> explain.Answer:
+        """What the policy in force says to a question. Raises UsageError as `can` does, and without a policy."""
+        nodes, observe_only = self.answers.vicinity(), self.settings.observe_only
+        return explain.can(self.tables(), question, time.time(), observe_only=observe_only, nodes=nodes)
+
+    def explained(self, record: flows.FlowRecord) -> explain.Explanation:
+        """Why it was judged so."""
+        tables = self.namer.of_commit(record.commit) if record.told_by else self.tables()
+        return explain.explain(record, tables, self.answers.lost(), self.settings.host)
 
     def _why(self, args: Json) -> Json:
         self.enforcer.read_verdicts()
-        tables, question = self._tables(), question_from_json(args)
-        answer = explain.can(tables, question, time.time(), observe_only=self.settings.observe_only)
+        tables, question = self.tables(), question_from_json(args)
+        answer = self.model(question)
         records = self.flows.records(explain.asked_about(tables, question))
-        why = explain.why(records, answer, tables, self.answers.lost(), self.settings.host)
+        why = explain.why(records, answer, tables, self.answers.lost(), self.settings.host, self.namer.of_commit)
         ends = (answer.source, answer.destination)
         return why | {"withheld": [asdict(one) for one in self.enforcer.posture.standing if one.workload in ends]}
+
+    def _by_address(self, args: Json) -> Json:
+        self.enforcer.read_verdicts()
+        since = args.get("since", time.time() - by_address.WINDOW_S)
+        if type(since) not in (int, float):
+            raise UsageError("`since` is a time in Unix seconds")
+        return self.answers.by_address(float(since)) | {"lost": self.answers.lost()}
 
     async def watch(self, args: Json) -> AsyncGenerator[Json, None]:
         """What is refused from now on, as it comes."""
@@ -134,7 +153,7 @@ class Records:
         return bytes(event)
 
     def _context(self) -> flows.Context:
-        return flows.Context(self.namer, self._process, boot_offset_s(), self._peer)
+        return flows.Context(self.namer, self._process, boot_offset_s(), self._peer, self.answers.vicinity())
 
     def _process(self, sighting: flows.Sighting) -> flows.Process | None:
         """What can still be told of an event's process; its control group is known even when it is gone."""
@@ -188,6 +207,8 @@ def _refusal_fields(record: flows.FlowRecord) -> dict[str, object]:
         "object_pid": record.pid,
         "commit": record.commit[:7],
         "generation": record.generation,
+        "node": record.node,
+        "told_by": record.told_by,
     }
 
 

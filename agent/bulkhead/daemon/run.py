@@ -26,7 +26,9 @@ from bulkhead.config import Settings
 from bulkhead.control.server import Server
 from bulkhead.daemon.answers import Answers
 from bulkhead.daemon.enforcer import EVENT_POLL_S, Enforcer, empty_bundle
+from bulkhead.daemon.keys import KeyProcess
 from bulkhead.daemon.measurements import measure
+from bulkhead.daemon.probe import Prober
 from bulkhead.daemon.records import Records
 from bulkhead.daemon.succession import Succession
 from bulkhead.daemon.upkeep import Upkeep
@@ -36,6 +38,7 @@ from bulkhead.kernel import attach, netns
 from bulkhead.kernel.capabilities import require_capabilities
 from bulkhead.kernel.load import is_current
 from bulkhead.observe import logs, metrics
+from bulkhead.registry.registry import open_registry
 
 log = logs.Log()
 
@@ -111,6 +114,8 @@ class Agent:
         self.settings = settings
         self.succession = Succession(settings)
         self.records = Records(settings, self.succession.namer)
+        self.keys = KeyProcess(settings)
+        self.registry = open_registry(settings)
         self._notifier = sdnotify.SystemdNotifier()
         self._stopping = asyncio.Event()
         self.is_ready = False
@@ -123,11 +128,12 @@ class Agent:
             loop.add_signal_handler(number, self._stopping.set)
         loop.add_signal_handler(signal.SIGHUP, self.succession.hangup)
         self.succession.worker.start()
+        self.keys.start()
         try:
             await self._load()
-            self.enforcer = Enforcer(self.settings, self.records.on_verdict)
+            self.enforcer = Enforcer(self.settings, self.records.on_verdict, self.keys, self.registry)
         except BaseException:
-            await self.succession.worker.stop()
+            await self._stop_children()
             raise
         self.upkeep = Upkeep(self.succession.look)
         self.answers = Answers(self.enforcer, self.succession.policy, self.records.flows, self.upkeep)
@@ -139,8 +145,12 @@ class Agent:
         finally:
             self.records.save()
             self.enforcer.unwatch(loop)
-            await self.succession.worker.stop()
+            await self._stop_children()
             self.enforcer.close()
+
+    async def _stop_children(self) -> None:
+        await self.keys.stop()
+        await self.succession.worker.stop()
 
     # Start
 
@@ -186,12 +196,15 @@ class Agent:
 
     async def _serve(self) -> None:
         async with AsyncExitStack() as stack:
-            reads, watch = self.records.reads(), self.records.watch
-            server = Server(self.settings.control_socket, reads, self.succession.changes(), {"watch": watch})
+            prober = Prober(self.enforcer, self.records)
+            reads, changes = self.records.reads() | prober.reads(), self.succession.changes() | prober.changes()
+            server = Server(self.settings.control_socket, reads, changes, {"watch": self.records.watch})
             await stack.enter_async_context(server)
             self.enforcer.on_hooks_changed = self.upkeep.hint
+            self.enforcer.wire.on_drift = self.upkeep.note
             posture = self.enforcer.posture.run(self.succession.examine_posture)
-            for task in (self._poll_events(), self._feed_watchdog(), posture, self.upkeep.run()):
+            nodes = (self.registry.run(self.enforcer.wire.set_roster), self.enforcer.wire.run())
+            for task in (self._poll_events(), self._feed_watchdog(), posture, self.upkeep.run(), *nodes):
                 stack.callback(asyncio.create_task(task).cancel)
             self.is_ready = self.succession.is_ready = True
             self._notifier.notify(f"READY=1\nSTATUS=generation {self.enforcer.generation}")

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address
 
-from bulkhead.abi import Direction, Mode, SockFlag, SockState, Verdict
+from bulkhead.abi import Direction, Identity, Mode, SockFlag, SockState, Verdict
 from bulkhead.daemon.conversations import OPEN, origin_state
 from bulkhead.daemon.enforcer import Enforcer, report_destroyed
 from bulkhead.daemon.learned import Borne
@@ -90,11 +90,12 @@ def _refused(
             continue
         opened = bool(state.flags & SockFlag.OPENED)
         direction, port = (Direction.EGRESS, there[1]) if opened else (Direction.INGRESS, here[1])
-        remotes = (
-            [tables.class_of(there[0]), *borne.classes(own.identity, there[0], state.remote_name)]
-            if other is None
-            else [other.identity]
-        )
+        if other is not None:
+            remotes = [other.identity]
+        elif state.flags & SockFlag.WIRE or state.remote_identity == Identity.LEGACY:
+            remotes = [state.remote_identity]
+        else:
+            remotes = [tables.class_of(there[0]), *borne.classes(own.identity, there[0], state.remote_name)]
         found = [tables.lookup(own.identity, int(direction), one, socket.IPPROTO_TCP, port) for one in remotes]
         if not any(one is not None and (one.deadline is None or one.deadline > time.time()) for one in found):
             yield entry

@@ -72,6 +72,10 @@ class Upkeep:
         self.took_s = time.monotonic() - started
         self._remember(found)
 
+    def note(self, found: list[Drift]) -> None:
+        """What somebody else found, and has put right."""
+        self._remember([*self.standing, *found])
+
     def _remember(self, found: list[Drift]) -> None:
         known = set(self.standing)
         self.standing = tuple(one for one in found if not one.repaired)

@@ -1,4 +1,4 @@
-"""The example policy as a repository that a test may change."""
+"""The example policy as a repository that a test may change, and the command line against a fake agent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from bulkhead.cli.main import run
 from lab.repository import Change, example_repository
+from unit.cli.fake_agent import FakeAgent, Ran
 
 
 @pytest.fixture
@@ -26,3 +28,17 @@ def change(repository: Path) -> Change:
         path.write_text(text.replace(old, new))
 
     return replace
+
+
+@pytest.fixture
+def ran(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Ran:
+    """Runs a command line against an agent; gives exit code, standard output and standard error."""
+
+    def go(agent: FakeAgent, *arguments: str) -> tuple[int, str, str]:
+        with agent.running(tmp_path):
+            code = run([*arguments, "--run-dir", str(tmp_path)])
+        out, err = capfd.readouterr()
+        assert all(len(line) <= 100 for line in out.splitlines() if not line.startswith(("{", " ", "}"))), out
+        return code, out, err
+
+    return go

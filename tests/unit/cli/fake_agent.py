@@ -13,6 +13,8 @@ from bulkhead.control.peers import Peer
 from bulkhead.control.server import Server
 
 Json = dict[str, Any]
+Ran = Callable[..., tuple[int, str, str]]
+"""A command line that was run against an agent; see conftest.py."""
 CHANGES = ("reload", "quarantine", "release", "rollback")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +12,9 @@ import pytest
 from bulkhead.cli.main import run
 from bulkhead.dataplane.inventory import parse_inventory
 from unit.cli import fake_agent
-from unit.cli.fake_agent import LOST, FakeAgent
+from unit.cli.fake_agent import LOST, FakeAgent, Ran
 
 NOW = time.time()
-Ran = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def ran(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Ran:
-    """Runs a command line against an agent; gives exit code, standard output and standard error."""
-
-    def go(agent: FakeAgent, *arguments: str) -> tuple[int, str, str]:
-        with agent.running(tmp_path):
-            code = run([*arguments, "--run-dir", str(tmp_path)])
-        out, err = capfd.readouterr()
-        assert all(len(line) <= 100 for line in out.splitlines() if not line.startswith(("{", " ", "}"))), out
-        return code, out, err
-
-    return go
 
 
 def records(*found: dict[str, Any], lost: dict[str, int] | None = None) -> dict[str, Any]:
