@@ -3,14 +3,22 @@
 PYTHON := .venv/bin/python
 STAMP := .venv/stamp
 
-# Quick suites first; a suite that is not named here runs after them.
-ORDER := tests/unit tests/property tests/verdict tests/kernel tests/systemd tests/e2e
-SUITES := $(wildcard $(ORDER)) \
-	$(filter-out $(ORDER) tests/lab tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/))) \
+# Two lanes, side by side: suites that only compute, and suites that use the kernel and wait about as long as they work.
+# Within a lane one suite runs after the other, quick ones first; a suite that is not named here is one of the kernel's.
+computing := $(wildcard tests/unit tests/property tests/hostile tests/recipes tests/editor)
+ORDER := tests/verdict tests/kernel tests/systemd tests/e2e
+kernel := $(wildcard $(ORDER)) \
+	$(filter-out $(computing) $(ORDER) tests/lab tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/))) \
 	$(wildcard tests/test_*.py)
 
+# Agents and commands start by the hundred: their modules are compiled once.
+unexport PYTHONDONTWRITEBYTECODE
+
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -ec
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types contracts pytest format bench run abi clean
+.PHONY: help setup demo lab test lint types contracts pytest format bench run abi clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +31,9 @@ setup: ## install what is missing on this machine (root)
 
 demo: $(STAMP) ## show an attack being stopped, on network namespaces of its own (root)
 	$(PYTHON) demo/run.py
+
+lab: $(STAMP) ## hosts and a router between them, to try things by hand; Ctrl-C takes all down (root)
+	PYTHONPATH=agent:tests $(PYTHON) -m lab
 
 test: lint types contracts pytest ## run every check and every test (root)
 
@@ -39,7 +50,14 @@ contracts: $(STAMP) ## which room may import what
 	PYTHONPATH=agent .venv/bin/lint-imports
 
 pytest: lint types contracts
-	$(PYTHON) -m pytest --durations=15 $(SUITES)
+	$(MAKE) --no-print-directory --jobs=2 computing kernel
+
+.PHONY: computing kernel
+# Only what the kernel's lane leaves: that one measures latencies.
+computing: PRIORITY := nice --adjustment=19
+# Each line says which lane it is of.
+computing kernel: $(STAMP)
+	$(PRIORITY) $(PYTHON) -m pytest --durations=15 -o cache_dir=.pytest_cache/$@ $($@) 2>&1 | sed --unbuffered 's/^/$@: /'
 
 format: $(STAMP) ## rewrite the Python files in house style
 	$(PYTHON) -m ruff format .

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
 import itertools
 import random
-import socket
-import struct
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +15,7 @@ from hosts import DEVICES, Pair, quiet_wires
 from traffic import Place, Traffic
 
 from lab.netns import Namespace
+from lab.offloads import SEGMENTATION, set_offloads
 
 _ECHO_PORT = 7001
 _SINK_PORT = 7002
@@ -30,9 +27,6 @@ _RUNS = 20
 _STREAM_MS = 150
 _STREAM_RUNS = 4
 _NFT_ELEMENTS = 1000
-_SIOCETHTOOL = 0x8946
-_OFFLOADS = {"tso": 0x1F, "gso": 0x24, "gro": 0x2C}
-"""ETHTOOL_S* by name."""
 
 BARE, OURS, NFT = CONDITIONS = ("bare", "bulkhead", "nftables")
 _FAST = "fast mode: p25 over runs of each run's p10, one CPU, conditions in turn and in random order"
@@ -212,12 +206,5 @@ def _set_offloads(course: Course, is_on: bool) -> None:
     ends = [(host.namespace, device) for host in course.pair for device in DEVICES]
     ends += [(place.namespace, DEVICES[0]) for place in (course.filtered.client, course.filtered.server)]
     for namespace, device in ends:
-        with namespace.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-            for command in _OFFLOADS.values():
-                _ethtool(control, device, command, is_on)
-
-
-def _ethtool(control: socket.socket, device: str, command: int, value: bool) -> None:
-    argument = ctypes.create_string_buffer(struct.pack("=II", command, value), 8)
-    request = struct.pack("=16sQ16x", device.encode(), ctypes.addressof(argument))
-    fcntl.ioctl(control, _SIOCETHTOOL, request)
+        with namespace.entered():
+            set_offloads(device, is_on, SEGMENTATION)

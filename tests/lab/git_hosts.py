@@ -12,16 +12,11 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 
 from aiohttp import web
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
+from lab.authority import Authority
 from lab.signing import run
 
 LOOPBACK = "127.0.0.1"
@@ -108,10 +103,11 @@ class HttpsHost:
 def https_host(directory: Path, repositories: Path, token: str = "bot:secret") -> Iterator[HttpsHost]:
     """`git http-backend` behind TLS."""
     directory.mkdir()
-    ca, certificate, key = _certificates(directory)
+    authority = Authority(directory)
+    pair = authority.issue("leaf", LOOPBACK)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    host = HttpsHost(0, ca, token)
+    context.load_cert_chain(pair.certificate, pair.key)
+    host = HttpsHost(0, authority.certificate, token)
     loop = asyncio.new_event_loop()
     started = threading.Event()
     thread = threading.Thread(target=_serve, args=(loop, host, repositories, context, started), daemon=True)
@@ -183,34 +179,3 @@ async def _backend(request: web.Request, repositories: Path) -> web.Response:
     headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n"))
     status = int(headers.pop("Status", "200").split()[0])
     return web.Response(status=status, headers=headers, body=content)
-
-
-def _certificates(directory: Path) -> tuple[Path, Path, Path]:
-    """An authority, and a certificate of it for loopback with its key."""
-    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "throw-away authority")])
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, LOOPBACK)])
-    ca = _certificate(ca_name, ca_name, ca_key.public_key(), ca_key, x509.BasicConstraints(ca=True, path_length=0))
-    names = x509.SubjectAlternativeName([x509.IPAddress(ip_address(LOOPBACK))])
-    leaf = _certificate(name, ca_name, key.public_key(), ca_key, names)
-    paths = directory / "ca.pem", directory / "leaf.pem", directory / "leaf.key"
-    paths[0].write_bytes(ca.public_bytes(serialization.Encoding.PEM))
-    paths[1].write_bytes(leaf.public_bytes(serialization.Encoding.PEM))
-    paths[2].write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return paths
-
-
-def _certificate(
-    subject: x509.Name,
-    issuer: x509.Name,
-    key: ec.EllipticCurvePublicKey,
-    signer: ec.EllipticCurvePrivateKey,
-    extension: x509.ExtensionType,
-) -> x509.Certificate:
-    now = datetime.now(UTC)
-    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key)
-    builder = builder.serial_number(x509.random_serial_number()).not_valid_before(now - timedelta(days=1))
-    builder = builder.not_valid_after(now + timedelta(days=1)).add_extension(extension, critical=False)
-    return builder.sign(signer, hashes.SHA256())
