@@ -1,0 +1,49 @@
+"""One fleet for all tests of identity on the wire: web, app and db with agents, mallory without, a router between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import pytest
+
+from lab.bpf import can_attach
+from lab.fleet import Fleet
+from lab.puppet import Puppet
+from lab.wired import described, shop
+
+Puppets = Callable[..., Puppet]
+
+
+@pytest.fixture(scope="session")
+def started() -> Iterator[Fleet]:
+    if not can_attach():
+        pytest.skip("needs root and a mounted BPF file system")
+    with described() as one:
+        one.start_agents()
+        yield one
+
+
+@pytest.fixture
+def fleet(started: Fleet) -> Iterator[Fleet]:
+    """With the usual policy before the test and, where a test has changed it, after it."""
+    before = started["web"].call("status")["commit"]
+    yield started
+    if started["web"].call("status")["commit"] != before:
+        started.enforce(shop())
+
+
+@pytest.fixture
+def puppets(fleet: Fleet) -> Iterator[Puppets]:
+    """Starts puppets on hosts by name; they end with the test."""
+    running: list[Puppet] = []
+
+    def start(host: str, group: str = "") -> Puppet:
+        one = fleet[host].puppet(group or host)
+        running.append(one)
+        return one
+
+    yield start
+    for one in running:
+        with suppress(ProcessLookupError):
+            one.end()
