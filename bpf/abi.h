@@ -516,7 +516,7 @@ struct wire_message {
     __u32 acknowledgement;  /* 0 for an opening; datagrams: second half of the nonce */
     __u32 identity;
     __u32 tick;             /* all 32 bits */
-    __u32 kind;             /* enum wire_kind; refusals: reason << 8; datagrams: user data length << 16 */
+    __u32 kind;             /* enum wire_kind; refusals: reason << 8; datagrams: flags << 8, user data length << 16 */
     __u32 detail;           /* refusals: generation; 0 otherwise */
 };
 

@@ -262,6 +262,8 @@ static INLINE void egress_owned(struct __sk_buff *skb, struct outcome *o, const 
         o->receiver = to.st;
         o->peer = peer;
         known = st->local_identity != IDENTITY_UNKNOWN && endpoint_peer_current(st, peer, c);
+        if (!lo)
+            known = wire_datagram_leaves(o, c, p, st, peer, known);
         if (known && !dns_is_question(c, p))
             return;
     }
@@ -285,6 +287,8 @@ static INLINE void egress_owned(struct __sk_buff *skb, struct outcome *o, const 
             refused_there = there;
             if (reading->verdict == VERDICT_ALLOW || !udp || !egress_may_answer(p, st, &to, lo))
                 break;
+            if (!lo)
+                wire_datagram_answers(o, c, p, st, peer);
             direction = DIRECTION_INGRESS;
             port = p->source_port;
         } else if (reading->verdict == VERDICT_ALLOW || (lo && reading->verdict == VERDICT_WOULD_DENY)) {
@@ -382,25 +386,27 @@ static INLINE void egress_decide(struct __sk_buff *skb, struct outcome *o, const
     egress_owned(skb, o, c, s, st, state, lo);
 }
 
-/* Have a question that policy allows read, or on lo the answer to one. Returns when there is nothing to read. */
-static INLINE void egress_dns(struct __sk_buff *skb, const struct outcome *o, const struct control *c,
+/* Have a question that policy allows read, or on lo the answer to one. Returns the stage that does, or 0. */
+static INLINE u32 egress_dns(struct __sk_buff *skb, const struct outcome *o, const struct control *c,
                               const struct packet *p, const struct sock_state *st, int lo)
 {
     if (!(c->flags & CONTROL_FLAG_NAMES) || !st)
-        return;
+        return 0;
     if (p->destination_port == bpf_htons(DNS_PORT)) {
         if (o->j->verdict != VERDICT_ALLOW)
-            return;
+            return 0;
         if (p->protocol == IPPROTO_TCP && p->tcp_flags & TCP_FLAG_SYN)
             dns_count(DNS_OUTCOME_STREAM);
         if (p->protocol != IPPROTO_UDP)
-            return;
+            return 0;
         dns_hand(skb, p, st, o->peer, DIRECTION_EGRESS);
-        stages.call(skb, STAGE_DNS_QUESTION);
-    } else if (lo && o->receiver && dns_is_answer(p)) {
-        dns_hand(skb, p, o->receiver, endpoint_peer(p->source, p->source_port, st->local_identity), DIRECTION_EGRESS);
-        stages.call(skb, STAGE_DNS_ANSWER);
+        return STAGE_DNS_QUESTION;
     }
+    if (lo && o->receiver && dns_is_answer(p)) {
+        dns_hand(skb, p, o->receiver, endpoint_peer(p->source, p->source_port, st->local_identity), DIRECTION_EGRESS);
+        return STAGE_DNS_ANSWER;
+    }
+    return 0;
 }
 
 /* `sk` is what sent the packet; 0: no socket did. */
@@ -441,7 +447,7 @@ static INLINE int egress_full(struct __sk_buff *skb, struct bpf_sock *sk)
     if (st && !lo && !bad && s->packet.protocol == IPPROTO_TCP)
         egress_wire(skb, &o, c, s, st);
     egress_decide(skb, &o, c, s, sk, st, bad, lo);
-    if (o.w->action && o.kind != OUTCOME_REFUSED && o.j->verdict != VERDICT_DENY)
+    if (o.w->action && s->packet.protocol == IPPROTO_TCP && o.kind != OUTCOME_REFUSED && o.j->verdict != VERDICT_DENY)
         egress_say(skb, &o, s);
     int action = verdict_settle(skb, c, &s->packet, &o);
     if (s->packet.first_fragment)
@@ -450,7 +456,23 @@ static INLINE int egress_full(struct __sk_buff *skb, struct bpf_sock *sk)
         return DROP;
     if (lo)
         skb->tc_index = LOOPBACK_JUDGED;
-    egress_dns(skb, &o, c, &s->packet, st, lo);
+    u32 then = egress_dns(skb, &o, c, &s->packet, st, lo);
+    if (st && (o.w->action == WIRE_TRAIL || o.w->action == WIRE_NOTE)) {
+        wire_note_said(st, o.peer, o.w->action == WIRE_TRAIL);
+        if (o.w->action == WIRE_TRAIL && skb->tc_index != WIRE_PRECEDED) {
+            struct wire_hand *h = wire_hand();
+            if (!h)
+                return DROP;
+            h->node = o.w->node;
+            h->identity = st->local_identity;
+            h->network = l2;
+            h->then = then;
+            stages.call(skb, STAGE_TRAILER);
+            return DROP;
+        }
+    }
+    if (then)
+        stages.call(skb, then);
     return PASS;
 }
 

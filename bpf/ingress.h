@@ -182,8 +182,9 @@ static INLINE int ingress_transport(struct __sk_buff *skb, struct outcome *o, co
         verdict_control(o, CONTROL_KIND_DHCP);
         return 1;
     }
-    return to->st && to->identity != IDENTITY_UNKNOWN &&
-           endpoint_peer_current(to->st, endpoint_peer(p->source, p->source_port, 0), c);
+    o->peer = endpoint_peer(p->source, p->source_port, 0);
+    int current = to->st && to->identity != IDENTITY_UNKNOWN && endpoint_peer_current(to->st, o->peer, c);
+    return wire_datagram_arrives(o, c, p, to, o->peer, current);
 }
 
 /* Does an ICMP error quote a conversation that is alive here? The quote is what we sent: its source is ours. */
@@ -329,6 +330,8 @@ static INLINE void ingress_decide(struct __sk_buff *skb, struct outcome *o, cons
 static INLINE int ingress_full(struct __sk_buff *skb)
 {
     struct control word = trial_control(), *c = &word;
+    int is_read = skb->cb[0] & LINK_READ;
+    skb->cb[0] &= ~LINK_READ;
     u32 l2 = skb->cb[0] == LINK_BARE ? 0 : ETH_HEADER_BYTES;
     u32 which = DIRECTION_INGRESS;
     struct scratch *s = scratches.lookup(&which);
@@ -338,7 +341,13 @@ static INLINE int ingress_full(struct __sk_buff *skb)
     int bad = packet_parse(skb, &s->packet, l2);
 
     __builtin_memset(&s->judgement, 0, sizeof(s->judgement));
-    wire_forget(&s->said);
+    if (!is_read) {
+        wire_forget(&s->said);
+        if (!bad && s->packet.surplus_bytes && wire_here()) {
+            stages.call(skb, STAGE_DATAGRAM);
+            return DROP;
+        }
+    }
     o.j->direction = DIRECTION_INGRESS;
     ingress_decide(skb, &o, c, s, bad, skb->cb[0] == LINK_LOOPBACK);
     if (o.w->action == WIRE_MARK && o.j->verdict != VERDICT_DENY) {
@@ -350,6 +359,8 @@ static INLINE int ingress_full(struct __sk_buff *skb)
     int action = verdict_settle(skb, c, &s->packet, &o);
     if (s->packet.first_fragment)
         verdict_first_fragment(s, DIRECTION_INGRESS, action);
+    if (action == PASS && (o.w->action == WIRE_NOTE || o.w->action == WIRE_PROVEN) && o.receiver)
+        wire_note_let_in((struct sock_state *)o.receiver, o.w, o.peer);
     /* who is not attested yet may be so when the opening is sent again */
     if (action != PASS && o.w->action == WIRE_MARK && o.kind == OUTCOME_JUDGED && o.j->local != IDENTITY_UNKNOWN)
         stages.call(skb, STAGE_WIRE_TELL);

@@ -104,7 +104,10 @@ enum stage {
     STAGE_DNS_LEARN = 5,
     STAGE_WIRE_TELL = 6,
     STAGE_WIRE_HEAR = 7,
-    STAGE_MAX = 8,
+    STAGE_TRAILER = 8,
+    STAGE_CARRIER = 9,
+    STAGE_DATAGRAM = 10,
+    STAGE_MAX = 11,
 };
 BPF_F_TABLE(PINNED("prog", "stages"), u32, u32, stages, STAGE_MAX, 0);
 

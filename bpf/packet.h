@@ -122,6 +122,8 @@ struct packet {
     u32 identification;
     u32 transport;         /* offset of the transport header from the start of the frame */
     u32 payload_bytes;     /* behind the TCP header */
+    u32 udp_bytes;         /* as the UDP header says; 0: not one whole datagram */
+    u32 surplus_bytes;     /* of the IP packet behind those */
     __be16 source_port;
     __be16 destination_port; /* ICMP: type << 8 | code, network order */
     __be16 icmp_identifier;
@@ -234,6 +236,10 @@ static INLINE int packet_parse_ports(struct __sk_buff *skb, struct packet *p, u3
             return DROP_REASON_MALFORMED;
         if (at + sizeof(*udp) > l3_end)
             return DROP_REASON_MALFORMED;
+        if (p->protocol == IPPROTO_UDP && !skb->gso_segs && !p->first_fragment) {
+            p->udp_bytes = length;
+            p->surplus_bytes = l3_end - at - length;
+        }
         p->source_port = udp->source;
         p->destination_port = udp->destination;
     } else if (p->protocol == IPPROTO_ICMP || p->protocol == IPPROTO_ICMPV6) {

@@ -3,5 +3,11 @@
 
 int stage_egress(struct __sk_buff *skb)
 {
+    if (!skb->sk && skb->tc_index == WIRE_CARRIER)
+        return PASS;
+    if (!skb->sk && wire_is_carrier(skb)) {
+        stages.call(skb, STAGE_CARRIER);
+        return DROP;
+    }
     return egress_full(skb, skb->sk);
 }

@@ -20,11 +20,16 @@
 /* And on an opening that was verified when it came through another device (a bond's or bridge's port). */
 #define WIRE_VERIFIED 0xB17E
 
+/* And on a carrier, and on the datagram that it precedes, when they leave through one device after another. */
+#define WIRE_CARRIER 0xB17F
+#define WIRE_PRECEDED 0xB180
+
 /* The kind of device, handed from the first stage to the second in skb->cb[0]. */
 enum link_kind {
     LINK_ETHERNET = 0,
     LINK_BARE = 1, /* no link header: tun, tunnels */
     LINK_LOOPBACK = 2,
+    LINK_READ = 4, /* beside the kind: what a datagram says has been read, and is in the scratch */
 };
 
 enum outcome_kind {
@@ -33,13 +38,14 @@ enum outcome_kind {
     OUTCOME_REFUSED, /* refused for `reason`, which no rule could lift; count and report */
     OUTCOME_JUDGED,  /* count and report `j` */
     OUTCOME_COUNTED, /* count `j`, report nothing: the same refusal was reported before */
+    OUTCOME_CONSUMED, /* said what it had to say, and carries nothing else */
 };
 
 struct outcome {
     struct judgement *j;         /* in scratch: the verifier does not follow values there, and stays fast */
     const struct sock_state *st; /* of the local endpoint, for the report */
     const struct sock_state *receiver; /* of a datagram's receiving socket, where there is one */
-    u64 peer;                    /* of a datagram that leaves: its other end, as its socket knows it */
+    u64 peer;                    /* of a datagram: its other end, as the socket here knows it */
     struct wire_said *w;         /* in scratch too: what is known of the other end from the wire */
     u8 kind;
     u8 control;                  /* enum control_kind */
@@ -68,6 +74,8 @@ static INLINE int verdict_settle(struct __sk_buff *skb, const struct control *c,
 {
     if (o->kind == OUTCOME_PASS)
         return PASS;
+    if (o->kind == OUTCOME_CONSUMED)
+        return DROP;
     if (o->kind == OUTCOME_CONTROL) {
         if (account_take(o->control, CONTROLS_PER_WINDOW))
             return PASS;

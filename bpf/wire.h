@@ -31,7 +31,7 @@ struct wire_said {
     u32 identity;
     u32 reason;                /* enum drop_reason: what is wrong with it */
     u32 room;                  /* working space of wire_guard() */
-    u64 held;
+    u64 held;                  /* working space; datagrams: the receiver's wire_word on arrival */
     u32 node;                  /* that the other end is on, where that is known */
     u32 remote;                /* who the other end is, when `is_known` */
     u8 is_known;               /* by the wire; otherwise by address */
@@ -46,6 +46,10 @@ enum wire_action {
     WIRE_SAY = 1,   /* say to `node` who sends this */
     WIRE_STRIP = 2, /* not for the other end to see */
     WIRE_MARK = 3,  /* verified: stamp it for the accepted socket */
+    WIRE_TRAIL = 4, /* datagrams: say to `node` who sends this */
+    WIRE_NOTE = 5,  /* datagrams: remember what was found out about the peer */
+    WIRE_PROVEN = 6, /* datagrams: the same, and that it was not found out by address */
+    WIRE_CARRY = 7, /* datagrams: there is nothing in it but what it says */
 };
 
 /* Read from memory again, so that the verifier follows one unknown value and not each that it could be. */
@@ -218,7 +222,7 @@ static INLINE void wire_verify(const struct control *c, const struct wire_self *
     int apart = (signed char)(w->option.tick - (u8)now);
     struct wire_message message = {
         .sequence = w->sequence,
-        .acknowledgement = kind == WIRE_KIND_ANSWER ? w->acknowledgement : 0,
+        .acknowledgement = kind == WIRE_KIND_OPENING ? 0 : w->acknowledgement,
         .identity = bpf_ntohl(w->option.identity),
         .tick = now + apart,
         .kind = kind,

@@ -1442,7 +1442,7 @@ class WireMessage(Structure):
     tick: int
     """all 32 bits"""
     kind: int
-    """enum wire_kind; refusals: reason << 8; datagrams: user data length << 16"""
+    """enum wire_kind; refusals: reason << 8; datagrams: flags << 8, user data length << 16"""
     detail: int
     """refusals: generation; 0 otherwise"""
 

@@ -16,7 +16,7 @@ from bulkhead.registry import gateway, record
 from lab.authority import Authority
 from lab.etcd import EtcdServer, Operator, node, put, registry
 from lab.following import following, names_of
-from lab.hostile_etcd import Answer, b64, hostile_etcd, page, raw_server, says, streams
+from lab.hostile_etcd import Answer, b64, hostile_etcd, page, raw_server, says, still_heard, streams
 
 A, B = ("/bulkhead/nodes/a", record.write(node("a", 1))), ("/bulkhead/nodes/b", record.write(node("b", 2)))
 
@@ -157,7 +157,10 @@ def test_changes_without_end_do_not_starve_the_agent(
         response = web.StreamResponse()
         await response.prepare(request)
         for revision in range(6, 1 << 30):
+            if not await still_heard(request):
+                break
             await response.write(line({"events": [event(revision)]}))
+        return response
 
     async def main() -> None:
         async with (

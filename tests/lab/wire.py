@@ -307,7 +307,7 @@ class Forger:
     def trailer(self, identity: int, user_data_length: int, tick: int, nonce: bytes, flags: int = 0) -> Trailer:
         """For a datagram; its checksum is that of `surplus_area`."""
         first, second = struct.unpack("!2I", nonce)
-        mac = self.mac(tick, message(first, second, identity, tick, DATAGRAM | user_data_length << 16))
+        mac = self.mac(tick, message(first, second, identity, tick, DATAGRAM | flags << 8 | user_data_length << 16))
         return Trailer(flags=flags, tick=tick & 0xFF, identity=identity, node=self.node, nonce=nonce, mac=mac)
 
     def syn(self, identity: int, tick: int, sequence: int, port: int, source_port: int = 40000) -> bytes:

@@ -13,6 +13,8 @@ from lab.puppet import Puppet
 from lab.wired import described, shop
 
 Puppets = Callable[..., Puppet]
+_in_force: dict[Fleet, tuple[str, str]] = {}
+"""What was enforced last, and as which commit."""
 
 
 @pytest.fixture(scope="session")
@@ -25,12 +27,12 @@ def started() -> Iterator[Fleet]:
 
 
 @pytest.fixture
-def fleet(started: Fleet) -> Iterator[Fleet]:
-    """With the usual policy before the test and, where a test has changed it, after it."""
-    before = started["web"].call("status")["commit"]
+def fleet(started: Fleet, request: pytest.FixtureRequest) -> Iterator[Fleet]:
+    """With the policy of the test's module, `POLICY`, or the usual one, and with every node's true record."""
+    text = getattr(request.module, "POLICY", shop())
+    if _in_force.get(started) != (text, started["web"].call("status")["commit"]):
+        _in_force[started] = (text, started.enforce(text))
     yield started
-    if started["web"].call("status")["commit"] != before:
-        started.enforce(shop())
 
 
 @pytest.fixture

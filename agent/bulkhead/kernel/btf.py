@@ -11,6 +11,7 @@ import functools
 import os
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from ctypes import c_char_p, c_int, c_uint32, c_void_p
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -50,12 +51,27 @@ def field_offsets(wanted: Mapping[str, tuple[str, str]], source: Path = VMLINUX)
 
     Raises RefusedError when the kernel has no BTF, or not that structure or field, or the field is a bit-field.
     """
+    with _types(source) as types:
+        return {name: _byte_offset(types, structure, field) for name, (structure, field) in wanted.items()}
+
+
+def bit_offset(structure: str, field: str, source: Path = VMLINUX) -> int:
+    """Where in bits a field, or bit-field, of a kernel structure is: on little-endian machines from the lowest bit.
+
+    Raises RefusedError as `field_offsets` does.
+    """
+    with _types(source) as types:
+        return _find(types, structure, field)
+
+
+@contextmanager
+def _types(source: Path) -> Iterator[int]:
     types = _library().btf__parse(os.fsencode(source), None)
     if not types:
         reason = os.strerror(ctypes.get_errno())
         raise RefusedError(f"this kernel offers no type information at `{source}`: {reason}")
     try:
-        return {name: _byte_offset(types, structure, field) for name, (structure, field) in wanted.items()}
+        yield types
     finally:
         _library().btf__free(types)
 
@@ -72,15 +88,20 @@ def _library() -> Any:
 
 
 def _byte_offset(types: int, structure: str, field: str) -> int:
+    bits = _find(types, structure, field)
+    if bits % 8:
+        raise RefusedError(f"`{field}` of this kernel's `struct {structure}` is a bit-field")
+    return bits // 8
+
+
+def _find(types: int, structure: str, field: str) -> int:
     type_id = _library().btf__find_by_name_kind(types, structure.encode(), _STRUCT)
     if type_id < 0:
         raise RefusedError(f"this kernel has no `struct {structure}`")
     bits = _bit_offset(types, _type(types, type_id), field)
     if bits is None:
         raise RefusedError(f"this kernel's `struct {structure}` has no field `{field}`")
-    if bits % 8:
-        raise RefusedError(f"`{field}` of this kernel's `struct {structure}` is a bit-field")
-    return bits // 8
+    return bits
 
 
 def _bit_offset(types: int, owner: _Type, field: str) -> int | None:

@@ -28,10 +28,18 @@ DNS_STAGES = ("stage_dns_question", "stage_dns_answer", "stage_dns_record", "sta
 WIRE_STAGES = ("stage_wire_tell", "stage_wire_hear")
 """What explains a refusal to another node, and hears such explanations."""
 
+DATAGRAM_STAGES = {
+    "stage_trailer": "stage_trailer.c",
+    "stage_carrier": "stage_trailer.c",
+    "stage_datagram": "stage_datagram.c",
+}
+"""What says, and reads, who sends a datagram; with the file of each."""
+
 PROGRAMS = (
     *(Program(name, name, f"{name}.c", ProgramType.SCHED_CLS) for name in ("stage_egress", "stage_ingress")),
     *(Program(name, name, "stage_dns.c", ProgramType.SCHED_CLS) for name in DNS_STAGES),
     *(Program(name, name, "stage_wire.c", ProgramType.SCHED_CLS) for name in WIRE_STAGES),
+    *(Program(name, name, file, ProgramType.SCHED_CLS) for name, file in DATAGRAM_STAGES.items()),
     *(
         Program(f"tc_{direction}{framing}", f"tc_{direction}{framing}", "tc.c", ProgramType.SCHED_CLS)
         for framing in ("", "_bare", "_loopback")
@@ -51,7 +59,7 @@ PROGRAMS = (
     ),
 )
 
-STAGES = ("stage_egress", "stage_ingress", *DNS_STAGES, *WIRE_STAGES)
+STAGES = ("stage_egress", "stage_ingress", *DNS_STAGES, *WIRE_STAGES, *DATAGRAM_STAGES)
 """Programs reached by tail call, in the order of `enum stage`."""
 
 TRACEPOINTS = {

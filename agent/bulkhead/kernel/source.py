@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bulkhead import abi
 from bulkhead.errors import RefusedError
-from bulkhead.kernel.btf import field_offsets
+from bulkhead.kernel.btf import bit_offset, field_offsets
 
 MAPS = ("abi.h", "maps.h")
 """Enough to make every map."""
@@ -26,6 +26,7 @@ HEADERS = (
     "endpoint.h",
     "wire.h",
     "verdict.h",
+    "wire_datagram.h",
     "dns.h",
     "egress.h",
     "ingress.h",
@@ -33,8 +34,8 @@ HEADERS = (
 """Everything that programs are made of, dependencies first."""
 
 PARTS = (
-    ("stage_egress.c", "stage_dns.c", "tc.c"),
-    ("stage_ingress.c", "stage_wire.c", "cgroup.c", "wire.c", "lifecycle.c"),
+    ("stage_egress.c", "stage_trailer.c", "stage_dns.c", "tc.c"),
+    ("stage_ingress.c", "stage_datagram.c", "stage_wire.c", "cgroup.c", "wire.c", "lifecycle.c"),
 )
 """Files with programs, in parts of about equal work: a compiler each, side by side."""
 
@@ -82,6 +83,7 @@ def prelude(pins: Path) -> str:
     offsets = field_offsets(KERNEL_FIELDS)
     lines = ["#define INLINE inline __attribute__((always_inline))", f'#define PIN_PATH "{pins}"']
     lines += [f"#define {name} {value}" for name, value in sorted(offsets.items())]
+    lines.append(f"#define BIT_SKB_IP_SUMMED {bit_offset('sk_buff', 'ip_summed')}")
     return "\n".join(lines) + "\n"
 
 

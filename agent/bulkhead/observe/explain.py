@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bulkhead.abi import DropReason, name_of
+from bulkhead.abi import DropReason, Identity, name_of
 from bulkhead.observe.answer import (
     DENY,
     REFUSALS,
@@ -98,8 +98,11 @@ def nearest_of(record: FlowRecord, tables: Tables) -> Nearest | None:
     """The rule that comes closest to allowing what was recorded."""
     spec, text = _recorded_port(record)
     source = Subject(record.source, Kind.NOBODY, (record.source_identity,))
-    destination = Subject(record.destination, Kind.NOBODY, (record.destination_identity,))
-    return find_nearest(tables, source, destination, spec, text, record.last_seen)
+    # What nobody has answered was meant for some workload, or for the address.
+    meant = (int(Identity.PEER),) if record.is_unanswered else ()
+    ends = [Subject(record.destination, Kind.NOBODY, (one,)) for one in (*meant, record.destination_identity)]
+    found = [find_nearest(tables, source, end, spec, text, record.last_seen) for end in ends]
+    return min((one for one in found if one is not None), key=lambda one: len(one.failed), default=None)
 
 
 def nearest_text(nearest: Nearest) -> str:

@@ -141,6 +141,13 @@ class FlowRecord:
         return self.destination_identity if self.direction == "egress" else self.source_identity
 
     @property
+    def is_unanswered(self) -> bool:
+        """Whether it was kept from leaving for a node, so that nobody there has said who was meant."""
+        by_address = self.remote_identity & _CLASS_BIT or self.remote_identity in (Identity.WORLD, Identity.PEER)
+        refused = self.direction == "egress" and self.verdict == "deny" and not self.cut
+        return bool(refused and self.node and not self.told_by and by_address)
+
+    @property
     def remote_address(self) -> str:
         """Address of the end that is not `local`."""
         return self.destination_address if self.direction == "egress" else self.source_address

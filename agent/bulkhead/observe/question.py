@@ -227,7 +227,10 @@ def recorded(source: Subject, destination: Subject, specs: Iterable[PortSpec]) -
             record.protocol in protocols
             and any(first <= record.port <= last for first, last in bounds)
             and _is_end(source, record.source_identity, record.source_address, source_node)
-            and _is_end(destination, record.destination_identity, record.destination_address, destination_node)
+            and (
+                _is_end(destination, record.destination_identity, record.destination_address, destination_node)
+                or _may_be_meant(destination, record)
+            )
         )
 
     return wanted
@@ -240,11 +243,14 @@ def _protocol(spec: PortSpec) -> str:
 def _is_end(subject: Subject, identity: int, address: str, node: str) -> bool:
     if subject.address is not None:
         return address == _as_recorded(subject.address)
-    if subject.workload is not None and identity == Identity.PEER:
-        # Refused before anybody could say who is there: it was meant for any workload that the node may host.
-        return not subject.workload.match.of_pods and can_be_on(subject.workload.match, node)
     # `host` is this machine, not the one that told of its refusal.
     return identity in subject.identities and not (subject.kind is Kind.HOST and node)
+
+
+def _may_be_meant(destination: Subject, record: FlowRecord) -> bool:
+    """What nobody has answered was meant for any workload that the node may host."""
+    match = destination.workload.match if destination.workload is not None else None
+    return record.is_unanswered and match is not None and not match.of_pods and can_be_on(match, record.node)
 
 
 def _as_recorded(address: Address) -> str:

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from bulkhead.abi import Direction, DropReason, EventFlag, EventHook, Identity
+from bulkhead.abi import Direction, DropReason, EventFlag, EventHook, Identity, Verdict
 from bulkhead.observe.answer import can
 from bulkhead.observe.explain import asked_about, decisive, explain, mismatch, why
 from bulkhead.observe.flows import FlowLog, FlowRecord, record_from_json, record_to_json
@@ -161,8 +161,9 @@ def test_where_it_happened_between_two_nodes(changed: dict[str, int], said: str)
     assert explain(found, TABLES, {}).where.endswith(f"; {said}")
 
 
-def test_an_opening_refused_before_anybody_answered_comes_close_to_rules_about_workloads() -> None:
-    (found,) = records(event(remote_identity=Identity.PEER, node=DB, destination_port=8444, hook=EventHook.CALL))
+@pytest.mark.parametrize("remote", (Identity.WORLD, Identity.PEER))
+def test_an_opening_that_nobody_answered_comes_close_to_rules_about_workloads(remote: Identity) -> None:
+    (found,) = records(event(remote_identity=remote, node=DB, destination_port=8444, hook=EventHook.CALL))
     assert explain(found, TABLES, {}).nearest.endswith("port: 8443, not 8444")
 
 
@@ -186,8 +187,22 @@ def test_what_was_told_is_found_by_the_workload_there_and_not_as_this_machine() 
     ("name", "node", "is_meant"), [("remote", DB, True), ("remote", SILENT, False), ("db", SILENT, True)]
 )
 def test_an_opening_to_a_node_was_meant_for_those_it_may_host(name: str, node: int, is_meant: bool) -> None:
-    (found,) = records(event(remote_identity=Identity.PEER, node=node))
+    (found,) = records(event(remote_identity=Identity.WORLD, node=node))
     assert asked_about(TABLES, Question("web", name, 5432))(found) is is_meant
+
+
+@pytest.mark.parametrize(
+    "changed",
+    (
+        {"node": 0, "destination": "192.0.2.1"},
+        {"flags": EventFlag.CUT},
+        {"verdict": Verdict.ALLOW},
+        {"remote_identity": identity("api")},
+    ),
+)
+def test_what_was_answered_or_went_elsewhere_was_meant_for_nobody_else(changed: dict[str, int]) -> None:
+    (found,) = records(event(**{"remote_identity": Identity.WORLD, "node": DB} | changed))
+    assert not asked_about(TABLES, Question("web", "db", 5432))(found)
 
 
 def test_a_refusal_told_by_the_very_commit_whose_model_allows_it_is_loud() -> None:
