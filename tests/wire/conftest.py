@@ -27,12 +27,12 @@ def started() -> Iterator[Fleet]:
 
 
 @pytest.fixture
-def fleet(started: Fleet, request: pytest.FixtureRequest) -> Iterator[Fleet]:
+def fleet(started: Fleet, request: pytest.FixtureRequest) -> Fleet:
     """With the policy of the test's module, `POLICY`, or the usual one, and with every node's true record."""
     text = getattr(request.module, "POLICY", shop())
     if _in_force.get(started) != (text, started["web"].call("status")["commit"]):
         _in_force[started] = (text, started.enforce(text))
-    yield started
+    return started
 
 
 @pytest.fixture
