@@ -259,8 +259,13 @@ def _introduce(namespace: Namespace, device: str, neighbour: str, hardware_addre
 
 
 @contextmanager
-def enforced_pair(directory: Path, subnet: int, rules: int) -> Iterator[Pair]:
-    """A pair of hosts, agents running, enforcing a first commit of so many rules. Leaves nothing behind."""
+def enforced_pair(
+    directory: Path, subnet: int, rules: int, equip: Callable[[Pair], None] = lambda _: None
+) -> Iterator[Pair]:
+    """A pair of hosts, agents running, enforcing a first commit of so many rules. Leaves nothing behind.
+
+    `equip` gives the hosts and their repository what else they need, before the agents start.
+    """
     with quiet_wires(subnet, DEVICES) as wires, ExitStack() as stack:
         lefts = {one.device: one.left_address4 for one in wires}
         rights = {one.device: one.right_address4 for one in wires}
@@ -272,6 +277,9 @@ def enforced_pair(directory: Path, subnet: int, rules: int) -> Iterator[Pair]:
             host = Host(name, namespace, addresses, cgroup, pins, directory / name, repository)
             stack.callback(host.stop)
             host.prepare()
-            host.start()
             hosts.append(host)
-        yield Pair(hosts[0], hosts[1], repository)
+        pair = Pair(hosts[0], hosts[1], repository)
+        equip(pair)
+        for host in pair:
+            host.start()
+        yield pair

@@ -94,7 +94,7 @@ def _established(counts: Counted) -> Iterator[Session]:
 
 def established(counts: Counted, session: Session) -> Figure:
     """A packet of a conversation whose verdict stands in its socket."""
-    deltas = _slices(counts, [session], _SLICES)
+    deltas = slices(counts, [session], _SLICES)
     worst = max(deltas, key=lambda hook: median(deltas[hook]))
     each = ", ".join(f"{hook} {median(values):+.1f}" for hook, values in deltas.items())
     return at_most(
@@ -108,7 +108,7 @@ def established(counts: Counted, session: Session) -> Figure:
     )
 
 
-def _slices(counts: Counted, sessions: Sequence[Session], number: int) -> Deltas:
+def slices(counts: Counted, sessions: Sequence[Session], number: int) -> Deltas:
     """Ping-pong, `number` slices of it, on the sessions in turn."""
     deltas: Deltas = {meter.name: [] for meter in counts.meters()}
     for index in range(number):
@@ -125,7 +125,7 @@ def _over_empty(meter: HookMeter, ours: Runs, empty: Runs) -> float:
 
 
 @dataclass(slots=True)
-class _Comparison:
+class Comparison:
     """The same slices under two conditions, in turn; each list holds the mean of all hooks of one slice."""
 
     few: list[float] = field(default_factory=list)
@@ -145,18 +145,19 @@ class _Comparison:
         )
 
 
-def _means(deltas: Deltas) -> list[float]:
+def hook_means(deltas: Deltas) -> list[float]:
+    """Of all hooks, slice by slice."""
     return [sum(values) / len(values) for values in zip(*deltas.values(), strict=True)]
 
 
 def with_many_connections(counts: Counted, session: Session, connections: int) -> list[Figure]:
     """The same packet while very many connections are open, and packets that are spread over them."""
-    comparison = _Comparison()
-    comparison.few += _means(_slices(counts, [session], _SLICES // 2))
+    comparison = Comparison()
+    comparison.few += hook_means(slices(counts, [session], _SLICES // 2))
     with _many(counts, connections) as holders:
-        comparison.many += _means(_slices(counts, [session], _SLICES))
-        cold = _means(_slices(counts, holders, _SLICES))
-    comparison.few += _means(_slices(counts, [session], _SLICES // 2))
+        comparison.many += hook_means(slices(counts, [session], _SLICES))
+        cold = hook_means(slices(counts, holders, _SLICES))
+    comparison.few += hook_means(slices(counts, [session], _SLICES // 2))
     return [
         comparison.figure(
             f"established TCP packet, {connections:,} open connections over 1",
@@ -192,13 +193,13 @@ def _many(counts: Counted, connections: int) -> Iterator[list[Session]]:
 
 def with_many_rules(counts: Counted, session: Session, rules: int) -> list[Figure]:
     """The same packet, and a refused opening, under a small and a very large policy."""
-    comparison, refused = _Comparison(), {}
+    comparison, refused = Comparison(), {}
     repository = counts.pair.repository
     for count in (10, rules, 10):
         repository.write(count)
         counts.pair.follow(repository.prepare())
         session.ask(_TRIPS)
-        (comparison.few if count == 10 else comparison.many).extend(_means(_slices(counts, [session], _SLICES)))
+        (comparison.few if count == 10 else comparison.many).extend(hook_means(slices(counts, [session], _SLICES)))
         refused[count] = _openings(counts, _FLOOD).mean_ns
     return [
         comparison.figure(

@@ -21,6 +21,12 @@ that change roles block by block, so that neither gains by where the kernel has 
 **Time at a hook** is the kernel's own (`BPF_ENABLE_STATS`), less that of an empty program on the same hook that sees
 the same packets.
 
+**Identity on the wire** is compared on one pair of hosts that are registered nodes, under a policy that allows the
+conversation by identity and by address: with it, and as if there were no node key (`wire_self.node` 0, sock_ops not
+attached), switched between one run and the next while the agents are held still. What the kernel's judge of an opening
+costs, and the storm of forged ones, are BPF_PROG_TEST_RUN of the same programs; the large trust domain is the agent's
+own code and bulkhead-keys, with real maps and a made-up roster.
+
 """
 
 

@@ -30,16 +30,19 @@ from hosts import enforced_pair  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
+import wire  # noqa: E402
+
 RESULTS = _ROOT / "bench" / "results" / "latest.json"
 _PAIR_SUBNET = 70
 _NFT_SUBNET = 80
+_WIRE_SUBNET = 90
 _CONNECTIONS = 100_000
 _RULES = 100_000
 
 
 def measure(console: Console) -> list[Figure]:
     """Every figure. Memory and starts come first, while the agents are fresh; what bloats them comes last."""
-    measured: list[list[Figure]] = [authoring.measure(), upkeep.measure()]
+    measured: list[list[Figure]] = [authoring.measure(), upkeep.measure(), wire.measure(_WIRE_SUBNET)]
     with tempfile.TemporaryDirectory(prefix="bulkhead-bench-") as name:
         directory = Path(name)
         program = traffic.build(directory)

@@ -215,6 +215,87 @@ static void client_requests(long count)
     say_times(times, count);
 }
 
+/* Every datagram sent back to where it came from. */
+static void serve_datagrams(void)
+{
+    int fd = checked(socket(AF_INET, SOCK_DGRAM, 0), "socket");
+    struct sockaddr_in from;
+    char byte;
+
+    checked(bind(fd, (struct sockaddr *)&peer, sizeof(peer)), "bind");
+    say("ready");
+    for (;;) {
+        socklen_t size = sizeof(from);
+        if (recvfrom(fd, &byte, 1, 0, (struct sockaddr *)&from, &size) == 1)
+            sendto(fd, &byte, 1, 0, (struct sockaddr *)&from, size);
+    }
+}
+
+static int datagram_socket(void)
+{
+    int fd = checked(socket(AF_INET, SOCK_DGRAM, 0), "socket");
+    checked(connect(fd, (struct sockaddr *)&peer, sizeof(peer)), "connect");
+    return fd;
+}
+
+/* A datagram and the one that answers it, on one socket. */
+static void client_datagrams(long count)
+{
+    int fd = datagram_socket();
+
+    round_trip(fd);
+    time_round_trips(fd, count);
+}
+
+/* The same, each from a socket of its own. */
+static void client_questions(long count)
+{
+    uint64_t *times = times_allocate(count);
+
+    for (long i = 0; i < count; i++) {
+        uint64_t from = now_ns();
+        int fd = datagram_socket();
+        round_trip(fd);
+        close(fd);
+        times[i] = now_ns() - from;
+    }
+    say_times(times, count);
+}
+
+/* One conversation from `port`, its end leaving nothing behind; 0, or the error that it met. */
+static int converse_from(long port, in_port_t to)
+{
+    struct linger reset = {.l_onoff = 1};
+    struct sockaddr_in own = {.sin_family = AF_INET, .sin_port = htons(port)}, there = peer;
+    int on = 1, failed = 0, fd = checked(socket(AF_INET, SOCK_STREAM, 0), "socket");
+
+    there.sin_port = to;
+    checked(setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)), "SO_REUSEADDR");
+    checked(setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset)), "SO_LINGER");
+    checked(bind(fd, (struct sockaddr *)&own, sizeof(own)), "bind");
+    if (connect(fd, (struct sockaddr *)&there, sizeof(there)))
+        failed = errno;
+    else
+        round_trip(fd);
+    close(fd);
+    return failed;
+}
+
+/*
+ * One source port that many use in turn: at each line of input a conversation with our port, and one with the port of
+ * that number, which is not ours. Prints the errors met.
+ */
+static void client_borrowing(long port)
+{
+    say("ready");
+    for (;;) {
+        long other = listen_for_number();
+        int own = converse_from(port, peer.sin_port);
+        printf("%d %d\n", own, converse_from(port, htons(other)));
+        fflush(stdout);
+    }
+}
+
 /* As much as goes through in so many milliseconds; prints bytes and nanoseconds. */
 static void client_stream(long milliseconds)
 {
@@ -334,10 +415,18 @@ int main(int argc, char **argv)
         serve_sink();
     else if (!strcmp(command, "serve-many"))
         serve_many();
+    else if (!strcmp(command, "serve-datagrams"))
+        serve_datagrams();
     else if (!strcmp(command, "round-trips"))
         client_round_trips(number);
     else if (!strcmp(command, "requests"))
         client_requests(number);
+    else if (!strcmp(command, "datagrams"))
+        client_datagrams(number);
+    else if (!strcmp(command, "questions"))
+        client_questions(number);
+    else if (!strcmp(command, "borrowing"))
+        client_borrowing(number);
     else if (!strcmp(command, "stream"))
         client_stream(number);
     else if (!strcmp(command, "openings"))
