@@ -3,10 +3,11 @@
 PYTHON := .venv/bin/python
 STAMP := .venv/stamp
 
-# Two lanes, side by side: suites that only compute, and suites that use the kernel and wait about as long as they work.
+# Two lanes, side by side: suites that only compute (the programs by test-run included), and suites that use the kernel
+# and wait about as long as they work.
 # Within a lane one suite runs after the other, quick ones first; a suite that is not named here is one of the kernel's.
-computing := $(wildcard tests/unit tests/property tests/hostile tests/recipes tests/editor)
-ORDER := tests/verdict tests/kernel tests/systemd tests/e2e
+computing := $(wildcard tests/unit tests/property tests/verdict tests/hostile tests/recipes tests/editor)
+ORDER := tests/kernel tests/systemd tests/e2e
 kernel := $(wildcard $(ORDER)) \
 	$(filter-out $(computing) $(ORDER) tests/lab tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/))) \
 	$(wildcard tests/test_*.py)

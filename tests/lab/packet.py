@@ -154,6 +154,10 @@ class Packet:
         """With another TCP sequence number."""
         return self._rebuilt(self.segment[:4] + struct.pack(">I", sequence) + self.segment[8:])
 
+    def with_payload(self, payload: bytes) -> Packet:
+        """A TCP segment that carries other bytes."""
+        return self._rebuilt(self.segment[: self._tcp_header_bytes] + payload)
+
     def with_options(self, options: Iterable[bytes]) -> Packet:
         """With other TCP options, filled up to a whole word with no-operations. Raises ValueError when too long."""
         data = b"".join(options)

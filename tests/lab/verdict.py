@@ -70,9 +70,12 @@ class Bench:
         state = sender if isinstance(sender, SockState) else self.judge.sender(sender)
         return self._counting(lambda: self.judge.send(bytes(frame), state, entry, times))
 
-    def leaves_ownerless(self, frame: SupportsBytes, ingress_ifindex: int = 0, times: int = 1) -> Outcome:
+    def leaves_ownerless(
+        self, frame: SupportsBytes, ingress_ifindex: int = 0, times: int = 1, tc_index: int = 0
+    ) -> Outcome:
         """A packet that no socket sent goes out."""
-        return self._counting(lambda: self.judge.send_ownerless(bytes(frame), ingress_ifindex, repeat=times))
+        send = self.judge.send_ownerless
+        return self._counting(lambda: send(bytes(frame), ingress_ifindex, repeat=times, tc_index=tc_index))
 
     def _counting(self, run: Callable[[], Ruling]) -> Outcome:
         refusals, controls, hits = self.refusals(), self.controls(), self.hits()

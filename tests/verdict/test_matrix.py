@@ -92,9 +92,9 @@ def test_refuse_to_judge_without_root(judge: Judge) -> None:
 
 
 def test_a_judge_leaves_nothing_behind(judge: Judge) -> None:
-    mount = Path("/sys/fs/bpf")
-    before = set(mount.glob("bulkhead-judge-*"))
+    mount, ours = Path("/sys/fs/bpf"), f"bulkhead-judge-{os.getpid()}-*"
+    before = set(mount.glob(ours))
     with Judge() as another:
-        assert len(set(mount.glob("bulkhead-judge-*")) - before) == 1
+        assert len(set(mount.glob(ours)) - before) == 1
         assert another.ask(1, Direction.EGRESS, 3, 6, 80).verdict is Verdict.NONE
-    assert set(mount.glob("bulkhead-judge-*")) == before
+    assert set(mount.glob(ours)) == before

@@ -65,6 +65,7 @@ PEER4, OUR4 = "10.77.1.2", "10.77.1.1"
 PEER6, OUR6 = "fd77:1::2", "fd77:1::1"
 EVIL4, EVIL6 = "203.0.113.66", "2001:db8:bad::1"
 LOOPBACK_JUDGED = 0xB17C
+OWN_MARKS = range(0xB17C, 0xB181)
 
 DIRECTIONS = pytest.mark.parametrize("direction", list(Direction), ids=lambda direction: direction.name.lower())
 
@@ -641,6 +642,14 @@ NOBODYS = {
 def test_refuse_what_no_socket_sent_and_what_is_forwarded(bench: Bench, frame: Packet) -> None:
     bench.refused_out(bench.leaves_ownerless(frame), DropReason.OWNERLESS)
     bench.refused_out(bench.leaves_ownerless(frame, ingress_ifindex=7), DropReason.FORWARDED)
+
+
+@pytest.mark.parametrize("mark", OWN_MARKS)
+def test_a_mark_of_our_own_lets_nothing_through_that_is_forwarded(bench: Bench, mark: int) -> None:
+    """Whoever is root in a network namespace of his own can set it there, and it crosses a veth pair."""
+    frame = NOBODYS["data"]
+    bench.refused_out(bench.leaves_ownerless(frame, ingress_ifindex=7, tc_index=mark), DropReason.FORWARDED)
+    bench.refused_out(bench.leaves_ownerless(frame, tc_index=mark), DropReason.OWNERLESS)
 
 
 def test_control_packets_beyond_their_rate_are_refused_and_every_one_is_counted(bench: Bench) -> None:

@@ -94,6 +94,8 @@ FROM_BETA = Forger.knowing(BETA, ALPHA, DOMAIN)
 STAMP_KEY = bytes(range(16))
 COMMIT = bytes.fromhex("3f2c1ab23f2c1ab2")
 GUARD_SLOTS = 8
+WIRE_VERIFIED = 0xB17E
+"""The mark of what another device of the host has verified."""
 
 
 EPOCH = 439_453
@@ -254,6 +256,13 @@ def test_the_hosts_own_processes_are_judged_by_their_address(bench: Bench) -> No
     bench.refused_in(bench.arrives(replace(opening, sequence=3, source=ELSEWHERE).frame()), DropReason.POLICY)
 
 
+@pytest.mark.parametrize("source", [AT_DELTA, BY_ADDRESS, LEGACY])
+def test_a_node_is_not_the_host_at_an_address_that_is_registered_for_another(bench: Bench, source: str) -> None:
+    """Identity 1 is judged by the address: with that of another node it would be the other node's host."""
+    opening = Opening(identity=Identity.HOST, port=7000, source=source)
+    bench.refused_in(bench.arrives(opening.frame()), DropReason.WIRE_CLAIM)
+
+
 BAD = {
     "nothing is said": (Opening(change=lambda said: b""), DropReason.WIRE_MISSING),
     "it is not the last option": (Opening(change=lambda said: said + b"\1\1\1\1"), DropReason.WIRE_MISSING),
@@ -344,6 +353,8 @@ REPLAYS = {
     "from another address": {"source": ELSEWHERE},
     "to another port": {"port": 7000},
 }
+HERE6_TOO = "fd77:2::1"
+"""Its last 32 bits are those of HERE6."""
 
 
 @pytest.mark.parametrize("other", REPLAYS.values(), ids=REPLAYS)
@@ -351,6 +362,12 @@ def test_an_opening_that_has_arrived_is_refused_from_other_ends(bench: Bench, ot
     opening = Opening()
     allowed(bench.arrives(opening.frame()))
     bench.refused_in(bench.arrives(replace(opening, **other).frame()), DropReason.WIRE_REPLAYED)
+
+
+def test_the_whole_of_an_address_tells_one_conversation_from_another(bench: Bench) -> None:
+    opening = Opening(source=AT_ALPHA6, target=HERE6)
+    allowed(bench.arrives(opening.frame()))
+    bench.refused_in(bench.arrives(replace(opening, target=HERE6_TOO).frame()), DropReason.WIRE_REPLAYED)
 
 
 def test_an_opening_that_arrives_again_from_the_same_ends_is_a_retransmission(bench: Bench) -> None:
@@ -529,6 +546,12 @@ def test_an_opening_without_room_does_not_leave_for_a_node(bench: Bench) -> None
     bench.refused_out(bench.leaves(frame, DB_END), DropReason.WIRE_NO_ROOM)
 
 
+def test_no_data_leaves_for_a_node_with_an_opening(bench: Bench) -> None:
+    """By a Fast Open cookie from before, where the other options are few enough to leave room for both."""
+    frame = framed(segment(PLACE, 1000, 8080), HERE, AT_ALPHA, data=b"early")
+    bench.refused_out(bench.leaves(frame, DB_END), DropReason.WIRE_NO_ROOM)
+
+
 def test_an_opening_does_not_leave_for_a_node_without_a_key(bench: Bench) -> None:
     frame = framed(segment(PLACE, 1000, 8080), HERE, AT_DELTA)
     bench.refused_out(bench.leaves(frame, DB_END), DropReason.WIRE_NO_KEY)
@@ -544,10 +567,41 @@ def test_what_was_verified_reaches_the_stack_under_a_stamp_of_this_machine(bench
     came, went = (wire.found(bytes(packet[TCP])) for packet in (sent, transformed(bench, "tc_ingress", bytes(sent))))
     assert came is not None and went is not None
     assert (went.identity, went.node) == (WEB, ALPHA.node)
-    stamp = wire.siphash(
-        STAMP_KEY, wire.message(1000, 0, int.from_bytes(WEB.to_bytes(4, "big"), "little"), ALPHA.node, 5)
-    )
-    assert went.mac == stamp[: len(came.mac)] != came.mac
+    assert went.mac != came.mac
+
+
+@pytest.mark.parametrize("source", [AT_ALPHA, AT_ALPHA6])
+def test_a_stamp_holds_at_the_next_device_for_what_comes_from_the_same_end(bench: Bench, source: str) -> None:
+    opening = Opening(source=source, target=HERE6 if ":" in source else HERE)
+    header = bytes(transformed(bench, "tc_ingress", opening.frame())[TCP])
+    stamped = framed(header[:16] + bytes(2) + header[18:], opening.source, opening.target)
+    allowed(bench.arrives(stamped, tc_index=WIRE_VERIFIED))
+    bench.refused_in(bench.arrives(stamped), DropReason.WIRE_FORGED)
+
+
+@pytest.mark.parametrize("other", ["port", "address", "sequence number"])
+def test_a_stamp_that_was_learned_holds_for_nothing_else(bench: Bench, other: str) -> None:
+    """A listener may read it, and root in a namespace behind a veth pair may set the mark."""
+    header = bytes(transformed(bench, "tc_ingress", Opening().frame())[TCP])
+    source = ELSEWHERE if other == "address" else AT_ALPHA
+    if other == "port":
+        header = (40001).to_bytes(2, "big") + header[2:]
+    elif other == "sequence number":
+        header = header[:4] + (1001).to_bytes(4, "big") + header[8:]
+    cleared = header[:16] + bytes(2) + header[18:]
+    outcome = bench.arrives(framed(cleared, source), tc_index=WIRE_VERIFIED)
+    bench.refused_in(outcome, DropReason.WIRE_FORGED)
+
+
+RESETS = {
+    "an opening and a reset at once": (framed(segment(b"", 1000, 5432, flags="SR")), DropReason.WIRE_MISSING),
+    "from nowhere": (framed(segment(b"", 1000, 5432, flags="R"), "127.0.0.1"), DropReason.MARTIAN),
+}
+
+
+@pytest.mark.parametrize(("frame", "reason"), RESETS.values(), ids=RESETS)
+def test_a_reset_that_is_refused_does_not_pass(bench: Bench, frame: bytes, reason: DropReason) -> None:
+    bench.refused_in(bench.arrives(frame), reason)
 
 
 @pytest.mark.parametrize("source", [AT_ALPHA, AT_ALPHA6])

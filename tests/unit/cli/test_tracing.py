@@ -75,7 +75,7 @@ COUNT  LAST  FROM          TO               VERDICT  BECAUSE
 
 def path(kind: str, peer: str, **changed: Any) -> dict[str, Any]:
     known = {"name": "shop/users", "local": "shop/web", "direction": "egress", "protocol": "tcp", "port": 443}
-    return {"kind": kind, "peer": peer, "address": peer, "count": 12, "last_seen": NOW - 61} | known | changed
+    return {"kind": kind, "peer": peer, "address": peer, "count": 12, "last_seen": NOW - 3660} | known | changed
 
 
 def by_address(*paths: dict[str, Any], speaking: bool = True) -> dict[str, Any]:
@@ -96,9 +96,9 @@ def test_what_rests_on_addresses_is_listed_with_the_internet_behind(ran: Ran) ->
         out
         == """\
 COUNT  LAST  WHY             FROM      TO            KNOWN AS
-   12    1m  no agent        web       printer:9100  legacy
-   12    1m  not registered  10.6.0.1  web:443       users
-   12    1m  internet        web       1.1.1.1:443   users
+   12    1h  no agent        web       printer:9100  legacy
+   12    1h  not registered  10.6.0.1  web:443       users
+   12    1h  internet        web       1.1.1.1:443   users
 """
     )
     assert agent.asked == [("by-address", {})]
