@@ -1,4 +1,4 @@
-"""A real etcd on loopback that lets in only who shows a certificate, and what tests do to it."""
+"""A real etcd that lets in only who shows a certificate, on loopback or on a lab host, and what tests do to it."""
 
 from __future__ import annotations
 
@@ -29,11 +29,14 @@ READY_S = 30.0
 class EtcdServer:
     """One member, with its data below a directory, ended by its process. A context manager."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, address: str = LOOPBACK, netns: str = "") -> None:
+        """It serves at an address of a network namespace, by name; empty: of this one."""
         self.directory = directory
+        self._address = address
+        self._wrap = ["nsenter", f"--net=/run/netns/{netns}"] if netns else []
         self.data = directory / "data"
         self.authority = Authority(directory)
-        self._server = self.authority.issue("server")
+        self._server = self.authority.issue("server", address)
         self._client = self.authority.issue("agent", named=False)
         self._port, self._peer_port = _free_ports(2)
         self._process: subprocess.Popen[bytes] | None = None
@@ -48,7 +51,7 @@ class EtcdServer:
     @property
     def endpoint(self) -> str:
         """Where clients ask."""
-        return f"https://{LOOPBACK}:{self._port}"
+        return f"https://{self._address}:{self._port}"
 
     def settings(self, prefix: str = "/bulkhead/", ttl_s: int = 2, **others: Any) -> Etcd:
         """What an agent has to be told. The lease is shorter than the settings allow, so that it ends within a test."""
@@ -81,7 +84,7 @@ class EtcdServer:
             ready.bind(str(told))
             ready.settimeout(READY_S)
             self._process = subprocess.Popen(
-                ["etcd", *(f"--{name}={value}" for name, value in options.items())],
+                [*self._wrap, "etcd", *(f"--{name}={value}" for name, value in options.items())],
                 env={"PATH": os.environ["PATH"], "NOTIFY_SOCKET": str(told)},
                 stderr=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
