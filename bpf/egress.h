@@ -10,7 +10,6 @@
 #define BULKHEAD_EGRESS_H
 
 #define TCP_STATE(_n) (1u << (_n))
-#define TCP_STATE_SYN_SENT 2
 #define TCP_STATE_NEW_SYN_RECV 12
 /* states in which a socket's tuple is that of the conversation its verdict was given for */
 #define TCP_CARRIES                                                                                                    \
@@ -108,7 +107,8 @@ static INLINE void egress_wire(struct __sk_buff *skb, struct outcome *o, const s
     }
     if (!self)
         return;
-    if (is_answer && w->at && wire_is_stamped(self, w, w->acknowledgement - 1)) {
+    if (is_answer && w->at &&
+        wire_is_stamped(self, w, w->acknowledgement - 1, wire_caller(p->destination, p->destination_port))) {
         o->w->node = wire_number(w->option.node);
         o->w->action = WIRE_SAY;
         return wire_known(w, bpf_ntohl(w->option.identity));
@@ -132,9 +132,10 @@ static INLINE void egress_wire(struct __sk_buff *skb, struct outcome *o, const s
             wire_unknown(w, DROP_REASON_WIRE_MISSING);
         return;
     }
-    if (!w->at || !wire_keys_of(n->node, wire_now(self))) {
+    int has_room = w->at && !p->payload_bytes; /* no data goes to whoever may answer, by a Fast Open cookie from before */
+    if (!has_room || !wire_keys_of(n->node, wire_now(self))) {
         if (!(n->flags & NODE_FLAG_BY_ADDRESS))
-            wire_unknown(w, w->at ? DROP_REASON_WIRE_NO_KEY : DROP_REASON_WIRE_NO_ROOM);
+            wire_unknown(w, has_room ? DROP_REASON_WIRE_NO_KEY : DROP_REASON_WIRE_NO_ROOM);
         return;
     }
     o->w->action = WIRE_SAY;
@@ -412,7 +413,8 @@ static INLINE u32 egress_dns(struct __sk_buff *skb, const struct outcome *o, con
 /* `sk` is what sent the packet; 0: no socket did. */
 static INLINE int egress_full(struct __sk_buff *skb, struct bpf_sock *sk)
 {
-    if (skb->tc_index == WIRE_TOLD && skb->cb[0] != LINK_LOOPBACK) {
+    /* it leaves where it came in: whoever sets the mark in a namespace of his own reaches nobody but himself */
+    if (skb->tc_index == WIRE_TOLD && skb->ingress_ifindex == skb->ifindex && skb->cb[0] != LINK_LOOPBACK) {
         skb->tc_index = 0;
         return PASS;
     }

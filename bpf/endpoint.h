@@ -9,6 +9,7 @@
 #define BULKHEAD_ENDPOINT_H
 
 #define SOCK_TYPE_RAW 3
+#define TCP_STATE_SYN_SENT 2
 #define TCP_STATE_LISTEN 10
 
 #define PEER_OPENED (1ull << 16)
@@ -21,6 +22,7 @@ struct endpoint {
     u32 mode;
     u32 tgid;
     u8 found;              /* a socket of a conversation receives it, no listener */
+    u8 calls;              /* that socket waits for the answer to an opening of its own */
 };
 
 static INLINE u64 endpoint_mix(u64 x)
@@ -114,6 +116,7 @@ static INLINE void endpoint_receiver(struct __sk_buff *skb, const struct packet 
     to->mode = identity_host_mode(c);
     to->tgid = 0;
     to->found = 0;
+    to->calls = 0;
     if (p->protocol == IPPROTO_TCP) {
         sk = bpf_sk_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
         if (!sk && (p->tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_ACK)) == TCP_FLAG_SYN) {
@@ -134,6 +137,7 @@ static INLINE void endpoint_receiver(struct __sk_buff *skb, const struct packet 
     if (!sk)
         return;
     to->found = sk->state != TCP_STATE_LISTEN;
+    to->calls = sk->state == TCP_STATE_SYN_SENT;
     to->st = sockets.sk_storage_get(sk, 0, 0);
     bpf_sk_release(sk);
     if (to->st) {

@@ -64,6 +64,7 @@ int harness_ownerless(struct __sk_buff *skb)
     if (!setup)
         return DROP;
     skb->cb[0] = setup->link;
+    skb->tc_index = setup->tc_index;
     return egress_full(skb, 0);
 }
 

@@ -59,18 +59,20 @@ static INLINE int ingress_opening(struct __sk_buff *skb, struct outcome *o, cons
             return 0;
         w->node = n->node;
         w->reason = DROP_REASON_WIRE_MISSING;
-    } else if (p->payload_bytes) {
+    } else if (p->payload_bytes || p->first_fragment) {
         w->reason = DROP_REASON_WIRE_MALFORMED;
-    } else if (w->at && skb->tc_index == WIRE_VERIFIED && wire_is_stamped(self, w, w->sequence)) {
+    } else if (w->at && skb->tc_index == WIRE_VERIFIED &&
+               wire_is_stamped(self, w, w->sequence, wire_caller(p->source, p->source_port))) {
         w->node = wire_number(w->option.node);
         wire_known(w, bpf_ntohl(w->option.identity));
         return 0;
     } else if (!wire_reason(w)) {
         wire_verify(c, self, w, WIRE_KIND_OPENING);
-        if (!wire_reason(w) && to->found)
+        wire_check_host(w, p);
+        if (!wire_reason(w) && to->calls)
             w->reason = DROP_REASON_UNSOLICITED; /* no simultaneous open */
         else if (!wire_reason(w))
-            wire_guard(self, p, w);
+            wire_guard(p, w);
     }
     if (wire_reason(w)) {
         verdict_refuse(o, to->st, wire_reason(w), to->mode);
@@ -144,7 +146,7 @@ static INLINE void ingress_answer(struct __sk_buff *skb, struct outcome *o, cons
     if (j->verdict == VERDICT_DENY && (to->identity == IDENTITY_UNKNOWN || wire_reason(w)))
         return; /* it is sent again: by then we may know more, or it may come as it left */
     st->flags &= ~SOCK_FLAG_PENDING;
-    if (w->is_known && !wire_reason(w))
+    if (w->is_known) /* in observe mode unproven as well: it stays nobody when enforcement begins */
         st->flags |= SOCK_FLAG_WIRE;
     st->remote_identity = j->remote;
     st->remote_name = name;
@@ -364,7 +366,7 @@ static INLINE int ingress_full(struct __sk_buff *skb)
     /* who is not attested yet may be so when the opening is sent again */
     if (action != PASS && o.w->action == WIRE_MARK && o.kind == OUTCOME_JUDGED && o.j->local != IDENTITY_UNKNOWN)
         stages.call(skb, STAGE_WIRE_TELL);
-    if (s->packet.protocol == IPPROTO_TCP && s->packet.tcp_flags & TCP_FLAG_RST && wire_here())
+    if (action == PASS && s->packet.protocol == IPPROTO_TCP && s->packet.tcp_flags & TCP_FLAG_RST && wire_here())
         stages.call(skb, STAGE_WIRE_HEAR);
     if (action == PASS && c->flags & CONTROL_FLAG_NAMES && o.receiver && dns_is_answer(&s->packet)) {
         const struct packet *p = &s->packet;

@@ -3,7 +3,7 @@
 
 int stage_egress(struct __sk_buff *skb)
 {
-    if (!skb->sk && skb->tc_index == WIRE_CARRIER)
+    if (!skb->sk && !skb->ingress_ifindex && skb->tc_index == WIRE_CARRIER) /* made here, not forwarded */
         return PASS;
     if (!skb->sk && wire_is_carrier(skb)) {
         stages.call(skb, STAGE_CARRIER);

@@ -25,18 +25,25 @@ static INLINE int wire_of_syn(struct bpf_sock_ops *ctx, struct wire_option *opti
     return bpf_load_hdr_opt(ctx, option, sizeof(*option), BPF_LOAD_HDR_OPT_TCP_SYN);
 }
 
+/*
+ * The option of the SYN that is being answered, between reserving room for it and writing it, which follow each other
+ * without a pause. Were it another's after all, its stamp would not be of this conversation, and nobody would be told.
+ */
+BPF_F_TABLE("percpu_array", u32, struct wire_option, wire_answered, 1, 0);
+
 /* Room in a SYN, or for less where MPTCP or Fast Open takes four bytes that may be written over; see wire_find(). */
 static INLINE void wire_reserve(struct bpf_sock_ops *ctx)
 {
-    struct wire_option option;
-    u32 flags = ctx->skb_tcp_flags;
+    u32 flags = ctx->skb_tcp_flags, zero = 0;
 
     if (!(flags & TCP_FLAG_SYN))
         return;
+    struct wire_option *option = wire_answered.lookup(&zero);
     if (!(flags & TCP_FLAG_ACK)) {
         if (bpf_reserve_hdr_opt(ctx, WIRE_OPTION_BYTES, 0))
             bpf_reserve_hdr_opt(ctx, WIRE_PLACE_BYTES, 0);
-    } else if (ctx->args[0] != BPF_WRITE_HDR_TCP_SYNACK_COOKIE && wire_of_syn(ctx, &option) == WIRE_OPTION_BYTES) {
+    } else if (ctx->args[0] != BPF_WRITE_HDR_TCP_SYNACK_COOKIE && option &&
+               wire_of_syn(ctx, option) == WIRE_OPTION_BYTES) {
         /* of a cookie's SYN nothing is kept, and no socket sends its answer: there is nobody to say who it is */
         bpf_reserve_hdr_opt(ctx, WIRE_OPTION_BYTES, 0);
     }
@@ -45,13 +52,14 @@ static INLINE void wire_reserve(struct bpf_sock_ops *ctx)
 static INLINE void wire_write(struct bpf_sock_ops *ctx)
 {
     struct wire_option option;
-    u32 flags = ctx->skb_tcp_flags;
+    u32 flags = ctx->skb_tcp_flags, zero = 0;
 
     if (!(flags & TCP_FLAG_SYN))
         return;
     if (flags & TCP_FLAG_ACK) {
-        if (wire_of_syn(ctx, &option) == WIRE_OPTION_BYTES)
-            bpf_store_hdr_opt(ctx, &option, WIRE_OPTION_BYTES, 0);
+        struct wire_option *answered = wire_answered.lookup(&zero);
+        if (answered && ctx->args[0] != BPF_WRITE_HDR_TCP_SYNACK_COOKIE)
+            bpf_store_hdr_opt(ctx, answered, WIRE_OPTION_BYTES, 0);
         return;
     }
     wire_place(&option, WIRE_OPTION_BYTES);
@@ -59,6 +67,30 @@ static INLINE void wire_write(struct bpf_sock_ops *ctx)
         return;
     wire_place(&option, WIRE_PLACE_BYTES);
     bpf_store_hdr_opt(ctx, &option, WIRE_PLACE_BYTES, 0);
+}
+
+/* A field, by a load that the optimiser shares with no other: see packet_data(). */
+#define WIRE_FIELD(_ctx, _field)                                                                                       \
+    ({                                                                                                                 \
+        u64 value;                                                                                                     \
+        asm volatile("%0 = *(u32 *)(%1 + %2)"                                                                          \
+                     : "=r"(value)                                                                                     \
+                     : "r"(_ctx), "i"(__builtin_offsetof(struct bpf_sock_ops, _field)));                               \
+        (u32) value;                                                                                                   \
+    })
+
+/* As wire_caller() of the packet that opened it. */
+static INLINE u32 wire_caller_of(struct bpf_sock_ops *ctx)
+{
+    __be32 address[4] = {0, 0, bpf_htonl(0xffff), WIRE_FIELD(ctx, remote_ip4)};
+
+    if (WIRE_FIELD(ctx, family) == AF_INET6) {
+        address[0] = WIRE_FIELD(ctx, remote_ip6[0]);
+        address[1] = WIRE_FIELD(ctx, remote_ip6[1]);
+        address[2] = WIRE_FIELD(ctx, remote_ip6[2]);
+        address[3] = WIRE_FIELD(ctx, remote_ip6[3]);
+    }
+    return wire_caller(address, WIRE_FIELD(ctx, remote_port) >> 16);
 }
 
 /* The socket of a conversation that was let in takes the identity that its SYN proved. */
@@ -77,7 +109,7 @@ static INLINE void wire_accepted(struct bpf_sock_ops *ctx)
     st->flags &= ~SOCK_FLAG_WIRE;
     if (wire_of_syn(ctx, &w.option) != WIRE_OPTION_BYTES)
         return;
-    if (!wire_is_stamped(self, &w, ctx->rcv_nxt - 1))
+    if (!wire_is_stamped(self, &w, ctx->rcv_nxt - 1, wire_caller_of(ctx)))
         return;
     u32 identity = bpf_ntohl(w.option.identity);
     st->remote_node = wire_number(w.option.node);
@@ -85,6 +117,19 @@ static INLINE void wire_accepted(struct bpf_sock_ops *ctx)
         return;
     st->remote_identity = identity;
     st->flags |= SOCK_FLAG_WIRE;
+}
+
+/*
+ * A socket listens or connects, perhaps after another conversation: what was decided for that one is not decided for
+ * this one, nor for what it accepts. TCP_REPAIR connects without a packet that would say so.
+ */
+static INLINE void wire_begins(struct bpf_sock_ops *ctx)
+{
+    struct bpf_sock *sk = ctx->sk;
+    struct sock_state *st = sk ? sockets.sk_storage_get(sk, 0, 0) : 0;
+
+    if (st)
+        egress_forget(st);
 }
 
 int wire_sock_ops(struct bpf_sock_ops *ctx)
@@ -96,6 +141,7 @@ int wire_sock_ops(struct bpf_sock_ops *ctx)
         bpf_setsockopt(ctx, SOL_TCP, TCP_SAVE_SYN, &save, sizeof(save));
         /* fall through */
     case BPF_SOCK_OPS_TCP_CONNECT_CB:
+        wire_begins(ctx);
         bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | SOCK_OPS_FLAGS);
         break;
     case BPF_SOCK_OPS_HDR_OPT_LEN_CB:

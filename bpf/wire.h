@@ -27,6 +27,7 @@ struct wire_said {
     u32 sequence;
     u32 acknowledgement;
     u64 mac;
+    u32 now;                   /* our tick when it was verified */
     u32 tick;                  /* once it is verified, as are the following */
     u32 identity;
     u32 reason;                /* enum drop_reason: what is wrong with it */
@@ -228,6 +229,7 @@ static INLINE void wire_verify(const struct control *c, const struct wire_self *
         .kind = kind,
     };
 
+    w->now = now;
     w->mac = wire_mac(&w->option);
     w->node = wire_number(w->option.node);
     w->identity = message.identity;
@@ -246,6 +248,25 @@ static INLINE void wire_verify(const struct control *c, const struct wire_self *
     w->reason = wire_may_claim(c, w->identity, w->node) ? DROP_REASON_NONE : DROP_REASON_WIRE_CLAIM;
 }
 
+/*
+ * The host itself is judged by the address that it comes from: that must not be registered for another node. Behind a
+ * translated address that is nobody's it may be.
+ */
+static INLINE void wire_check_host(struct wire_said *w, const struct packet *p)
+{
+    if (wire_reason(w) || w->identity != IDENTITY_HOST)
+        return;
+    struct node_entry *n = wire_node_at(p->source);
+    if (n && n->node != w->node)
+        w->reason = DROP_REASON_WIRE_CLAIM;
+}
+
+/* Where a conversation comes from, keyed. */
+static INLINE u32 wire_caller(const __be32 *address, __be16 port)
+{
+    return endpoint_peer(address, port, 0) >> 32;
+}
+
 static INLINE int wire_guard_stale(u64 held, u32 now)
 {
     int age = (signed char)((u8)now - (u8)(held >> 56));
@@ -256,16 +277,28 @@ static INLINE int wire_guard_stale(u64 held, u32 now)
  * Has this opening arrived before in another conversation? From the same ends it is a retransmission. What is too old to
  * be believed makes room; nothing else does. Two processors that see one opening agree: the slot is taken in one step.
  */
-static INLINE void wire_guard(const struct wire_self *self, const struct packet *p, struct wire_said *w)
+static INLINE void wire_guard(const struct packet *p, struct wire_said *w)
 {
-    u32 index = (u32)(w->mac >> 24) & (CAPACITY_GUARD - 1), now = wire_now(self);
-    u32 ends = endpoint_peer(p->source, p->source_port, (u32)p->destination_port << 16 ^ p->destination[3]) >> 17;
+    u32 index = (u32)(w->mac >> 24) & (CAPACITY_GUARD - 1), now = w->now;
+    u32 caller = wire_caller(p->source, p->source_port);
+    u32 ends = endpoint_peer(p->destination, p->destination_port, caller) >> 17;
     u64 entry = (u64)(w->tick & 0xff) << 56 | (w->mac & 0xffffff) << 32 | (ends | 1);
     struct guard_bucket *bucket = guard.lookup(&index);
 
     w->reason = DROP_REASON_WIRE_GUARD;
     if (!bucket)
         return;
+    /* slots are taken from the first on: mostly it is the only one */
+    u64 first = *(volatile u64 *)&bucket->seen[0];
+    if (first >> 32 == entry >> 32) {
+        w->reason = first == entry ? DROP_REASON_NONE : DROP_REASON_WIRE_REPLAYED;
+        return;
+    }
+    if (wire_guard_stale(first, now) && !*(volatile u64 *)&bucket->seen[1] &&
+        __sync_val_compare_and_swap(&bucket->seen[0], first, entry) == first) {
+        w->reason = DROP_REASON_NONE;
+        return;
+    }
 #pragma nounroll
     for (int attempt = 0; attempt < 4; attempt++) {
         w->room = WIRE_GUARD_SLOTS;
@@ -292,22 +325,27 @@ static INLINE void wire_guard(const struct wire_self *self, const struct packet 
     }
 }
 
-static INLINE u64 wire_stamp(const struct wire_self *self, const struct wire_option *option, u32 sequence)
+/*
+ * Whoever listens may read the stamp (TCP_SAVED_SYN), and whoever is root in a namespace of his own may put it, and the
+ * mark that goes with it, on a packet: so it holds for what comes from `caller` alone.
+ */
+static INLINE u64 wire_stamp(const struct wire_self *self, const struct wire_option *option, u32 sequence, u32 caller)
 {
     struct wire_message message = {
         .sequence = sequence,
         .identity = option->identity,
         .tick = (u32)option->node[0] << 16 | (u32)option->node[1] << 8 | option->node[2],
         .kind = WIRE_KIND_STAMP,
+        .detail = caller,
     };
     u64 key[2] = {self->stamp_key[0], self->stamp_key[1]};
     return wire_hash(key, &message);
 }
 
 /* Is this a copy of an option that this host has verified, in the opening with this initial sequence number? */
-static INLINE int wire_is_stamped(const struct wire_self *self, const struct wire_said *w, u32 sequence)
+static INLINE int wire_is_stamped(const struct wire_self *self, const struct wire_said *w, u32 sequence, u32 caller)
 {
-    return wire_stamp(self, &w->option, sequence) == wire_mac(&w->option);
+    return wire_stamp(self, &w->option, sequence, caller) == wire_mac(&w->option);
 }
 
 static INLINE void wire_put_mac(struct wire_option *option, u64 mac)
@@ -331,7 +369,7 @@ static INLINE int wire_mark_verified(struct __sk_buff *skb, const struct packet 
 {
     struct wire_option fresh = w->option;
 
-    wire_put_mac(&fresh, wire_stamp(self, &fresh, w->sequence));
+    wire_put_mac(&fresh, wire_stamp(self, &fresh, w->sequence, wire_caller(p->source, p->source_port)));
     return wire_replace(skb, p, w, &fresh);
 }
 

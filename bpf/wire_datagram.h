@@ -434,14 +434,15 @@ static INLINE void wire_datagram_read(struct __sk_buff *skb, const struct contro
     __builtin_memcpy(w->option.mac, t.mac, 8);
     w->reason = DROP_REASON_NONE;
     wire_verify(c, self, w, WIRE_KIND_DATAGRAM | (u32)t.flags << 8 | user_bytes << 16);
+    wire_check_host(w, p);
     if (!wire_reason(w))
-        wire_guard(self, p, w);
+        wire_guard(p, w);
     if (t.flags & WIRE_FLAG_CARRIER)
         w->action = WIRE_CARRY;
 }
 
 /* A datagram that says who sends it, in good order. Returns 1 when there is nothing else in it. */
-static INLINE int wire_datagram_says(struct outcome *o, struct sock_state *st, u64 peer)
+static INLINE int wire_datagram_says(struct outcome *o, const struct control *c, struct sock_state *st, u64 peer)
 {
     struct wire_said *w = o->w;
 
@@ -456,7 +457,8 @@ static INLINE int wire_datagram_says(struct outcome *o, struct sock_state *st, u
         wire_flows.update(&key, &flow);
         u64 last = st->peer_word;
         if ((last & PEER_HASH) == peer) /* what was decided for this address was decided for who spoke before */
-            __sync_val_compare_and_swap(&st->peer_word, last, last ^ 0x8000);
+            __sync_val_compare_and_swap(&st->peer_word, last,
+                                        (last & ~PEER_GENERATION) | ((c->generation ^ 0x8000) & PEER_GENERATION));
         u64 held = *(volatile u64 *)&st->wire_word, word = wire_word(st, peer) & ~WORD_CHECKED;
         if (w->action == WIRE_CARRY)
             word = wire_heard(st, word, peer, 1);
@@ -488,7 +490,7 @@ static INLINE int wire_datagram_arrives(struct outcome *o, const struct control 
         return current;
     if (w->at) {
         if (!wire_reason(w))
-            return wire_datagram_says(o, st, peer);
+            return wire_datagram_says(o, c, st, peer);
         w->action = WIRE_LEAVE;
         verdict_refuse(o, st, wire_reason(w), to->mode);
         return 1;

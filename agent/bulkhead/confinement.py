@@ -44,8 +44,10 @@ def end_with_parent() -> None:
 def confine(memory_bytes: int = 4 << 30, files: int = 256) -> None:
     """Give up privileges for good: no new ones by exec, no capabilities, no bpf(), bounded memory and files.
 
-    A child of the agent stays root, whose the pins are: without bpf() it cannot open them.
+    A child of the agent stays root, whose the pins are: without bpf() it cannot open them. Another process of root
+    without capabilities, in a sandbox, could trace one that has none either: its memory is hidden from it.
     """
+    hide_memory()
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "cannot set no_new_privs")

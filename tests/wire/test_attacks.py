@@ -231,6 +231,24 @@ def test_who_was_not_proven_while_watched_is_nobody_once_it_is_enforced(fleet: F
         fleet.enforce(shop())
 
 
+def test_a_listener_that_called_before_knows_its_callers(fleet: Fleet, puppets) -> None:
+    """Nothing of its own call is cloned into what it accepts."""
+    web, app, db = puppets("web"), puppets("app"), puppets("db")
+    db.serve_tcp("::", 5432)
+    app.do(
+        "one = _held['one'] = socket.socket(); one.setsockopt(1, 2, 1); one.bind(('', 8080)); one.settimeout(QUIET_S)\n"
+        f"one.connect(({fleet.address('db')!r}, 5432))"
+    )
+    app.do(_AGAIN)
+    app.do("again('one')")
+    app.do("_held['one'].listen()")
+    with counting(fleet["app"]) as here:
+        assert web.hold("c", fleet.address("app"), 8080) == "ok"
+        app.do("_held['of web'] = _held['one'].accept()[0]; _held['of web'].sendall(b'z')")
+        assert web.do("_held['c'].recv(9).decode()") == "z"
+    assert not here.refusals
+
+
 # A container
 
 

@@ -244,9 +244,11 @@ class Judge:
         self._prepare(entry, state, tc_index)
         return self._run("harness_packet", frame, repeat=repeat)
 
-    def send_ownerless(self, frame: bytes, ingress_ifindex: int = 0, link: int = 0, repeat: int = 1) -> Ruling:
+    def send_ownerless(
+        self, frame: bytes, ingress_ifindex: int = 0, link: int = 0, repeat: int = 1, tc_index: int = 0
+    ) -> Ruling:
         """A packet that no socket sent; it is being forwarded when `ingress_ifindex` says where it came in."""
-        self._prepare(Entry.EGRESS, None, 0, link)
+        self._prepare(Entry.EGRESS, None, tc_index, link)
         return self._run("harness_ownerless", frame, ingress_ifindex, repeat)
 
     def receive(self, frame: bytes, entry: Entry = Entry.INGRESS, repeat: int = 1, tc_index: int = 0) -> Ruling:

@@ -34,8 +34,8 @@ HEADERS = (
 """Everything that programs are made of, dependencies first."""
 
 PARTS = (
-    ("stage_egress.c", "stage_trailer.c", "stage_dns.c", "tc.c"),
-    ("stage_ingress.c", "stage_datagram.c", "stage_wire.c", "cgroup.c", "wire.c", "lifecycle.c"),
+    ("stage_egress.c", "stage_trailer.c", "stage_dns.c", "tc.c", "wire.c", "lifecycle.c"),
+    ("stage_ingress.c", "stage_datagram.c", "stage_wire.c", "cgroup.c"),
 )
 """Files with programs, in parts of about equal work: a compiler each, side by side."""
 

@@ -94,7 +94,7 @@ VERDICTS = {
     ("mode", "changed", "said"),
     [
         ("observe", {}, "no would-deny for 5h"),
-        ("observe", {"would_deny": 41, "would_deny_edges": 2, "last_would_deny": NOW - 3 * 3600 - 60}, "would-deny 3h ago"),
+        ("observe", {"would_deny": 41, "would_deny_edges": 2, "last_would_deny": NOW - 10_860}, "would-deny 3h ago"),
         ("observe", {"complete": False}, "no would-deny heard of for 5h, events were lost"),
         ("enforce", {"deny": 7}, "is enforced"),
     ],

@@ -337,3 +337,32 @@ def test_secrets_are_on_no_command_line(repository, mirror, tmp_path):
 def test_defaults_are_a_path_and_git_is_installed():
     assert scheme_of(Settings().repository) == ""
     assert shutil.which("git")
+
+
+_WAIT = """
+import sys
+from bulkhead.confinement import confine
+confine()
+print(flush=True)
+sys.stdin.read()
+"""
+_LOOK = """
+import sys
+from bulkhead.confinement import confine
+confine()
+try:
+    open(f"/proc/{sys.argv[1]}/mem", "rb")
+except PermissionError:
+    print("closed")
+"""
+
+
+def test_another_process_of_the_same_user_without_capabilities_does_not_read_its_memory():
+    """Whoever could trace a child of the agent would speak for it: a service of root in a sandbox, for one."""
+    with subprocess.Popen([sys.executable, "-c", _WAIT], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None and child.stdout is not None
+        child.stdout.readline()
+        argv = [sys.executable, "-c", _LOOK, str(child.pid)]
+        looked = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
+        child.stdin.close()
+    assert looked.stdout == "closed\n"
