@@ -3,13 +3,14 @@
 PYTHON := .venv/bin/python
 STAMP := .venv/stamp
 
-# Two lanes, side by side: suites that only compute (the programs by test-run included), and suites that use the kernel
-# and wait about as long as they work.
-# Within a lane one suite runs after the other, quick ones first; a suite that is not named here is one of the kernel's.
+# Two lanes, side by side, so that neither processor waits. One has the suites that only compute (the programs by
+# test-run included) and then the fleet's; the other all that uses the kernel of one host, and any suite not named here.
+# Within a lane one suite runs after the other, quick ones first.
 computing := $(wildcard tests/unit tests/property tests/verdict tests/hostile tests/recipes tests/editor)
+fleet := $(wildcard tests/wire)
 ORDER := tests/kernel tests/systemd tests/e2e
-kernel := $(wildcard $(ORDER)) \
-	$(filter-out $(computing) $(ORDER) tests/lab tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/))) \
+host := $(wildcard $(ORDER)) \
+	$(filter-out $(computing) $(fleet) $(ORDER) tests/lab tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/))) \
 	$(wildcard tests/test_*.py)
 
 # Agents and commands start by the hundred: their modules are compiled once.
@@ -51,13 +52,14 @@ contracts: $(STAMP) ## which room may import what
 	PYTHONPATH=agent .venv/bin/lint-imports
 
 pytest: lint types contracts
-	$(MAKE) --no-print-directory --jobs=2 computing kernel
+	$(MAKE) --no-print-directory --jobs=2 fleet host
 
-.PHONY: computing kernel
-# Only what the kernel's lane leaves: that one measures latencies.
+.PHONY: computing fleet host
+fleet: computing
+# Only what the other lane leaves: that one measures latencies.
 computing: PRIORITY := nice --adjustment=19
 # Each line says which lane it is of.
-computing kernel: $(STAMP)
+computing fleet host: $(STAMP)
 	$(PRIORITY) $(PYTHON) -m pytest --durations=15 -o cache_dir=.pytest_cache/$@ $($@) 2>&1 | sed --unbuffered 's/^/$@: /'
 
 format: $(STAMP) ## rewrite the Python files in house style

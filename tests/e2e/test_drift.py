@@ -23,6 +23,7 @@ from lab.policies import policy
 FAR4 = "10.77.0.2"
 TC_ACT_OK = 0
 WITHIN_S = 1.0
+_TRIES = 5
 
 
 @pytest.fixture
@@ -42,11 +43,14 @@ def found(host: Host) -> int:
 def repaired(host: Host, tamper: Callable[[], object], is_right: Callable[[], bool]) -> str:
     """Tamper, wait until all is right again, and say what the agent reported of it.
 
-    Done again when it took too long, because the machine may be busy with something else once.
+    Done again when it took too long, because the machine may be busy with something else for a while.
     """
-    if _repair_time(host, tamper, is_right) >= WITHIN_S:
+    for _ in range(_TRIES):
         took = _repair_time(host, tamper, is_right)
-        assert took < WITHIN_S, f"repaired after {took:.2f} s"
+        if took < WITHIN_S:
+            break
+    else:
+        raise AssertionError(f"repaired after {took:.2f} s, {_TRIES} times too late")
     status = host.call("status")
     assert status["git_equals_kernel"] and not status["differences"], status["differences"]
     last = status["drift"]["recent"][-1]

@@ -17,7 +17,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Before Python 3.12 asyncio loses the socket of a connection that is given up while TLS is being negotiated; here
     connections are given up on purpose. It is closed, and tells of that, when it is collected."""
     ignored = pytest.mark.filterwarnings(
-        "ignore:.*(unclosed|_SelectorTransport).*:pytest.PytestUnraisableExceptionWarning"
+        "ignore:Exception ignored in.*(socket|_SelectorTransport):pytest.PytestUnraisableExceptionWarning"
     )
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
