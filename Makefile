@@ -76,5 +76,5 @@ abi: $(STAMP) ## generate agent/bulkhead/abi.py from bpf/abi.h
 	$(PYTHON) tools/genabi.py
 
 clean: ## remove everything that can be made again
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .bulkhead_cache build dist
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -41,10 +41,13 @@ def measure(program: Traffic, pair: Pair) -> list[Figure]:
 
 
 def _starts(host: Host) -> list[Figure]:
-    cold = []
+    cold, kept = [], []
     for _ in range(_COLD_STARTS):
         host.forget()
+        host.forget_compiled()
         cold.append(host.start())
+        host.forget()
+        kept.append(host.start())
     warm = []
     for _ in range(_WARM_STARTS):
         host.stop()
@@ -52,6 +55,13 @@ def _starts(host: Host) -> list[Figure]:
     how = "from starting `bulkhead agent` to its READY=1: policy in force, every hook attached; median of starts with"
     return [
         at_most("start to enforcing, cold compile", median(cold), "s", 1.5, f"{how} no pins; {spread(cold, 's')}"),
+        at_most(
+            "start to enforcing, compiled before",
+            median(kept),
+            "s",
+            1.5,
+            f"{how} no pins, as after a reboot; {spread(kept, 's')}",
+        ),
         at_most("start to enforcing, pins present", median(warm), "s", 0.4, f"{how} pins; {spread(warm, 's')}"),
     ]
 

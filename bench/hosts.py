@@ -92,6 +92,7 @@ class Host:
             "pins": self.pins,
             "run_dir": self.directory / "run",
             "state_dir": self.directory / "state",
+            "cache_dir": self.cache,
         }
         text = "".join(f'{key} = "{value}"\n' for key, value in settings.items())
         (self.directory / "agent.toml").write_text(text)
@@ -186,6 +187,15 @@ class Host:
         for part in ("run", "state"):
             shutil.rmtree(self.directory / part)
             (self.directory / part).mkdir()
+
+    @property
+    def cache(self) -> Path:
+        """Where its loader keeps what it has compiled."""
+        return self.directory / "cache"
+
+    def forget_compiled(self) -> None:
+        """The next load compiles."""
+        shutil.rmtree(self.cache, ignore_errors=True)
 
     def map(self, name: str) -> Map:
         """One of the pinned maps; the caller closes it."""

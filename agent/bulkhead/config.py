@@ -79,6 +79,8 @@ class Settings:
     """For the control socket and what goes with the pins."""
     state_dir: Path = Path("/var/lib/bulkhead")
     """For what survives a reboot: the last good policy and the flow log."""
+    cache_dir: Path = Path("/var/cache/bulkhead")
+    """For compiled kernel programs, so that this machine compiles them once. Root's alone, or it is not used."""
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 9464
     """0: no metrics endpoint."""
@@ -208,7 +210,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 _PATHS = (
-    *("cgroup_root", "netns", "pins", "run_dir", "state_dir"),
+    *("cgroup_root", "netns", "pins", "run_dir", "state_dir", "cache_dir"),
     *("signers", "ssh_key", "ssh_known_hosts", "https_ca", "https_credentials"),
     *("node_key", "node_key_passphrase"),
 )

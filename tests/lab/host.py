@@ -29,6 +29,8 @@ from lab.policies import repository
 from lab.puppet import Puppet
 
 PYTHON = sys.executable
+CACHE = Path(__file__).parents[2] / ".bulkhead_cache"
+"""Of compiled programs, for all lab hosts of this checkout: what is under test is compiled once."""
 AGENT_GROUP = "system.slice/bulkhead.service"
 _REPOSITORY = """apiVersion: bulkhead/v1alpha1
 kind: Repository
@@ -125,6 +127,7 @@ class Host:
             "pins": str(self.pins),
             "run_dir": str(self.run_dir),
             "state_dir": str(self.directory / "state"),
+            "cache_dir": str(CACHE),
             "metrics_port": 9464,
             "prefer": self.prefer,
         } | self.more_settings

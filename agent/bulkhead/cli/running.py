@@ -58,14 +58,14 @@ def agent(view: View, config: Path | None, **options: Any) -> ExitCode:
 @click.option("--pins", type=_PATH, help="Directory on a BPF file system.")
 @view_options()
 def loader(view: View, config: Path | None, pins: Path | None) -> ExitCode:
-    """Compile the kernel programs, pin them and leave. Nothing is enforced by that alone."""
+    """Load the kernel programs, pin them and leave. Nothing is enforced by that alone."""
     settings = _settings(click.get_current_context(), view, config, {"pins": pins})
     from bulkhead.kernel.load import is_current, load
 
     if is_current(settings.pins):
         note(f"the programs at {settings.pins} are current")
         return ExitCode.OK
-    load(settings.pins)
+    load(settings.pins, settings.cache_dir)
     note(f"programs pinned at {settings.pins}")
     return ExitCode.OK
 

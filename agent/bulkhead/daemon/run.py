@@ -158,7 +158,7 @@ class Agent:
         """Have the loader compile and pin, unless that has been done."""
         if is_current(self.settings.pins):
             return
-        command = [sys.executable, "-m", "bulkhead.kernel.load", str(self.settings.pins)]
+        command = [sys.executable, "-m", "bulkhead.kernel.load", str(self.settings.pins), str(self.settings.cache_dir)]
         process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
         _, complaint = await process.communicate()
         if process.returncode:

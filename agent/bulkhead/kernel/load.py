@@ -1,4 +1,4 @@
-"""The loader: compiles with bcc, loads, pins, and exits.
+"""The loader: compiles with bcc what this machine has not compiled before, loads, pins, and exits.
 
 Short-lived on purpose: bcc and LLVM cost 130 MB that a resident agent should not hold, and loading needs capabilities
 that enforcing does not. What it leaves are pins below one directory, mode 0700:
@@ -22,6 +22,7 @@ from typing import Any
 from bulkhead.abi import Abi, Setting, SockState
 from bulkhead.errors import BulkheadError, KernelError, RefusedError
 from bulkhead.kernel import libbpf, source, storage
+from bulkhead.kernel.objects import Store, map_specs, part_of
 from bulkhead.kernel.programs import PROGRAMS, STAGES, Program
 
 _BPFFS_MAGIC = 0xCAFE4A11
@@ -56,8 +57,8 @@ def is_current(pins: Path) -> bool:
     return all((pins / "programs" / program.name).exists() for program in PROGRAMS)
 
 
-def load(pins: Path) -> None:
-    """Compile, load and pin everything below `pins`, keeping maps that are there.
+def load(pins: Path, cache: Path) -> None:
+    """Load and pin everything below `pins`, keeping maps that are there; compiled only if `cache` does not have it.
 
     Raises RefusedError when this machine or its pins cannot be used, KernelError when the kernel rejects a program.
     """
@@ -65,18 +66,38 @@ def load(pins: Path) -> None:
     setting = pinned_setting(pins)
     if setting is not None:
         _refuse_other_layout(setting, pins)
-    compile_text(source.compose(pins / "maps", names=source.MAPS))
-    _in_parallel([partial(_load_part, pins, part) for part in source.PARTS])
+    store = Store(cache, source.object_id())
+    if not _make_maps(pins, store):
+        text = source.compose(pins / "maps", names=source.MAPS)
+        store.keep_maps(map_specs(compile_text(text), pins / "maps", text))
+    _in_parallel([partial(_load_part, pins, store, number) for number in range(len(source.PARTS))])
     _write_setting(pins, setting)
 
 
-def _load_part(pins: Path, part: tuple[str, ...]) -> None:
-    """Compile some of the files and pin their programs; the maps are there."""
-    text = source.compose(pins / "maps", names=(*source.HEADERS, *part))
-    module = compile_text(text)
-    for program in PROGRAMS:
-        if program.file in part:
-            _pin_program(module, program, pins / "programs")
+def _make_maps(pins: Path, store: Store) -> bool:
+    """Make the maps that are not there, as they are kept; False when they are not."""
+    specs = store.maps()
+    if specs is None:
+        return False
+    for name, spec in specs.items():
+        if not (pins / "maps" / name).exists():
+            with spec.make(name) as made:
+                made.pin(pins / "maps" / name)
+    return True
+
+
+def _load_part(pins: Path, store: Store, number: int) -> None:
+    """Pin the programs of some of the files; the maps are there."""
+    programs = [program for program in PROGRAMS if program.file in source.PARTS[number]]
+    part = store.part(number)
+    if part is None:
+        text = source.compose(pins / "maps", names=(*source.HEADERS, *source.PARTS[number]))
+        module = compile_text(text)
+        part = part_of(module, [program.function for program in programs], pins / "maps")
+        store.keep_part(number, part)
+    for program, fd in part.load(programs, pins / "maps"):
+        with fd:
+            _pin_program(program, fd, pins / "programs")
 
 
 def _in_parallel(jobs: list[Callable[[], None]]) -> None:
@@ -155,20 +176,14 @@ def _refuse_other_layout(setting: Setting, pins: Path) -> None:
         raise RefusedError(f"`{pins}` has the older layout {setting.layout}; run `bulkhead detach` first")
 
 
-def _pin_program(module: Any, program: Program, directory: Path) -> None:
-    try:
-        module.funcs.pop(program.function.encode(), None)  # bcc keeps one load per function; hooks need several
-        function = module.load_func(program.function, int(program.program_type), None, program.attach_type)
-    except Exception as error:  # bcc raises the base class; the verifier has written its log to stderr
-        raise KernelError(f"the kernel rejects the program `{program.name}`: {error}") from error
+def _pin_program(program: Program, fd: libbpf.Fd, directory: Path) -> None:
     fresh = directory / f"{program.name}_new"
     fresh.unlink(missing_ok=True)
-    with libbpf.Fd(os.dup(function.fd)) as fd:
-        libbpf.obj_pin(fd, fresh)
+    libbpf.obj_pin(fd, fresh)
     fresh.rename(directory / program.name)
     if program.name in STAGES:
         with libbpf.map_open(directory.parent / "maps" / "stages") as stages:
-            stages.update(STAGES.index(program.name).to_bytes(4, "little"), function.fd.to_bytes(4, "little"))
+            stages.update(STAGES.index(program.name).to_bytes(4, "little"), fd.fileno().to_bytes(4, "little"))
 
 
 def _write_setting(pins: Path, known: Setting | None) -> None:
@@ -181,9 +196,9 @@ def _write_setting(pins: Path, known: Setting | None) -> None:
 
 
 def main() -> None:
-    """Entry point of the one-shot loader: `python -m bulkhead.kernel.load PINS`."""
+    """Entry point of the one-shot loader: `python -m bulkhead.kernel.load PINS CACHE`."""
     try:
-        load(Path(sys.argv[1]))
+        load(Path(sys.argv[1]), Path(sys.argv[2]))
     except BulkheadError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(int(error.exit_code))

@@ -7,6 +7,7 @@ the files are flattened here, in order, with `#line` directives that make the co
 from __future__ import annotations
 
 import hashlib
+import platform
 from pathlib import Path
 
 from bulkhead import abi
@@ -97,3 +98,8 @@ def build_id(sources: Path | None = None) -> str:
     """32 hex digits that change when any source, or the shared layout, does."""
     text = flatten(sources or directory()) + abi.LAYOUT
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def object_id() -> str:
+    """32 hex digits that change when what the compiler makes of the sources does: with them, and with the kernel."""
+    return hashlib.sha256((prelude(Path()) + build_id() + platform.machine()).encode()).hexdigest()[:32]
