@@ -16,7 +16,7 @@
 #define BULKHEAD_ABI_H
 
 enum abi {
-    ABI_LAYOUT = 3, /* layout number of everything that is pinned; raised when a struct changes incompatibly */
+    ABI_LAYOUT = 4, /* layout number of everything that is pinned; raised when a struct changes incompatibly */
 };
 
 /* Capacity of the fixed-size maps. A policy that does not fit is refused as a whole before anything is written. */
@@ -36,6 +36,7 @@ enum capacity {
     CAPACITY_WIRE_KEYS = 65536,  /* (node, key epoch) pairs with keys: 2,048 nodes for a day */
     CAPACITY_CLAIMS = 262144,    /* (node, host set) pairs */
     CAPACITY_GUARD = 131072,     /* buckets of eight verified openings each, remembered until they are too old */
+    CAPACITY_LEGS = 65536,       /* conversations with the node's proxy that are remembered by their ends */
     CAPACITY_WIRE_FLOWS = 65536, /* datagram conversations whose other end said on the wire who it is */
 };
 
@@ -69,6 +70,7 @@ enum identity {
     IDENTITY_WITHHELD = 4,       /* a workload that is not as its policy requires (posture); matches nothing */
     IDENTITY_PEER = 5,           /* whichever workload of a registered node answers: may an opening leave at all? */
     IDENTITY_LEGACY = 6,         /* a registered node that runs no agent and so cannot say who is talking */
+    IDENTITY_PROXY = 7,          /* a node's proxy, told by its control group: it speaks for workloads, and is none */
     IDENTITY_RESERVED_MAX = 255,
 };
 
@@ -105,7 +107,9 @@ enum drop_reason {
     DROP_REASON_WIRE_CLAIM = 29,       /* policy does not let the node host the workload that it names */
     DROP_REASON_WIRE_NO_ROOM = 30,     /* other options leave no room to say who is talking (MPTCP join, TFO, MD5) */
     DROP_REASON_WIRE_GUARD = 31,       /* more openings than can be told from replays */
-    DROP_REASON_MAX = 32,
+    DROP_REASON_MTLS = 32,             /* policy asks for mutual TLS, and it does not go through the proxies */
+    DROP_REASON_PROXY = 33,            /* the node's proxy is not at its other end, or named another than receives it */
+    DROP_REASON_MAX = 34,
 };
 
 /* Packets that no socket owns and that a host cannot live without: passed under a name, counted, rate limited. */
@@ -147,8 +151,7 @@ enum wire_count {
     WIRE_COUNT_STRIPPED = 6,  /* options taken off because the other end is no registered node */
     WIRE_COUNT_TOLD = 7,      /* refusals explained to the node that was refused */
     WIRE_COUNT_HEARD = 8,     /* refusals that another node explained to us */
-    WIRE_COUNT_BY_ADDRESS = 9, /* conversations opened with a peer that is known by its address alone */
-    WIRE_COUNT_MAX = 10,
+    WIRE_COUNT_MAX = 9,
 };
 
 /* What user space was not told, or what could not be remembered. Exact. */
@@ -184,6 +187,7 @@ enum sock_flag {
     SOCK_FLAG_STREAM = 16,   /* TCP: the verdict holds for the whole conversation */
     SOCK_FLAG_WIRE = 32,     /* TCP: `remote_identity` was proven on the wire by `remote_node` */
     SOCK_FLAG_PENDING = 64,  /* TCP: the opening has left for `remote_node`; nobody has answered yet */
+    SOCK_FLAG_STEERED = 128, /* TCP: the node's proxy is, or is to be, at one of the ends; `steerings` says for what */
 };
 
 enum event_hook {
@@ -196,6 +200,8 @@ enum event_flag {
     EVENT_FLAG_CUT = 1,      /* a conversation that was allowed before is refused now */
     EVENT_FLAG_LOOPBACK = 2, /* both ends are on this machine */
     EVENT_FLAG_IPV6 = 4,
+    EVENT_FLAG_STEERED = 8,  /* the node's proxy is at one end, for which `via` is what the socket has */
+    EVENT_FLAG_VIA_SOURCE = 16, /* that end is the source, else the destination */
 };
 
 enum lifecycle_kind {
@@ -235,7 +241,14 @@ struct policy_entry {
     __u32 rule_id;    /* ordinal of the rule in its commit, from 1 */
     __u32 hit_slot;   /* where its hits are counted; stable over generations */
     __u32 deadline_s; /* seconds since boot (CLOCK_BOOTTIME) after which it lapses; 0 = never */
-    __u32 flags;      /* reserved, 0 */
+    __u32 flags;      /* enum policy_flag */
+};
+
+/* What an allow asks for beside the two identities, and the lane that leads there. */
+enum policy_flag {
+    POLICY_FLAG_LANE = 4194303,        /* mask: number of the lane; 0: none leads there */
+    POLICY_FLAG_REQUESTS = 1073741824, /* judged by request: through the proxies, on one host as well */
+    POLICY_FLAG_MTLS = 2147483648,     /* between nodes only through the proxies; on one host the kernel knows both */
 };
 
 struct address_key4 {
@@ -404,6 +417,56 @@ struct bucket {
     __u64 passed; /* since load, exact */
 };
 
+/*
+ * A lane is a loopback address of its own, at which the node's proxy takes what one workload says to one set of others:
+ * LANE_BASE plus its number.
+ */
+enum lane {
+    LANE_BASE = 2134900736,    /* 127.64.0.0 */
+    LANE_PORT = 15001,
+    LANE_INBOUND_PORT = 15008, /* where the proxies of other nodes call */
+};
+
+enum mesh_flag {
+    MESH_FLAG_PROXY = 1, /* policy has need of the node's proxy */
+};
+
+/* This node's part in what goes through proxies. Outside generations; written by the agent. */
+struct mesh_self {
+    __u64 netns_cookie; /* of the network namespace that the proxy is in */
+    __u32 flags;        /* enum mesh_flag; 0: nothing is steered */
+    __u32 reserved;
+};
+
+/* Which of the four sockets around a proxy. An accepted one is its opener's plus one. */
+enum steering_role {
+    STEERING_ROLE_NONE = 0,        /* bound as somebody else, not connected yet */
+    STEERING_ROLE_LANE_CALLER = 1, /* a workload's, whose connect() was turned into a lane */
+    STEERING_ROLE_LANE_PROXY = 2,  /* accepted by the proxy on a lane */
+    STEERING_ROLE_LEG_PROXY = 3,   /* opened by the proxy towards a workload of its node, for a caller elsewhere */
+    STEERING_ROLE_LEG_CALLED = 4,  /* accepted by that workload */
+};
+
+/* Of a conversation with the node's proxy: whose it really is, and with whom. Anchored in the sockets of both ends. */
+struct steering {
+    __u64 socket_cookie; /* of the socket that opened it */
+    __u8 address[16];    /* lanes: what the caller asked for; legs: the caller's, 0 if not told. IPv4 as ::ffff:a.b.c.d */
+    __be16 port;         /* lanes: what the caller asked for; legs: 0 */
+    __u8 role;           /* enum steering_role */
+    __u8 reserved;
+    __u32 caller;        /* identity */
+    __u32 called;        /* identity; lanes to other nodes: IDENTITY_PEER */
+    __u32 reserved_too;
+};
+
+/* The ends of a conversation with the proxy, as its sockets have them. The source opened it. */
+struct leg_key {
+    __u8 source[16];
+    __u8 destination[16];
+    __be16 source_port;
+    __be16 destination_port;
+};
+
 /* Secrets and constants that outlive a program reload. */
 struct setting {
     __u64 hash_seed; /* keys peer_word; random, never shown */
@@ -441,6 +504,9 @@ struct verdict_event {
     char comm[16];
     __u32 node;            /* number of the node at the other end, as it proved or as its address says; 0: none */
     __u8 commit[8];        /* EVENT_HOOK_PEER: the first bytes of the commit that it enforces */
+    __u8 via[16];          /* EVENT_FLAG_STEERED: the proxy's end as the socket has it, where another is shown */
+    __be16 via_port;
+    __u16 reserved_too[3];
 };
 
 /*

@@ -21,6 +21,7 @@ struct judgement {
     u32 rule_id;
     u32 hit_slot;
     u32 deadline_s;
+    u32 flags; /* enum policy_flag, of the entry that allows it */
     u8 direction;
     u8 verdict;
     u8 reason;
@@ -127,6 +128,7 @@ static INLINE void account_event_fill(struct verdict_event *event, const struct 
     event->node = 0;
     __builtin_memset(event->commit, 0, sizeof(event->commit));
     event->peer_tgid = 0;
+    __builtin_memset(event->reserved_too, 0, sizeof(event->reserved_too));
     if (st) {
         event->socket_cookie = st->socket_cookie;
         event->cgroup_id = st->cgroup_id;
@@ -157,6 +159,8 @@ static INLINE void account_event_packet(struct verdict_event *event, struct __sk
     __builtin_memcpy(event->destination, p->destination, 16);
     event->source_port = p->source_port;
     event->destination_port = p->destination_port;
+    __builtin_memcpy(event->via, p->via, 16);
+    event->via_port = p->via_port;
     event->protocol = p->protocol;
     event->ifindex = skb->ifindex;
     event->flags = flags | (p->family == AF_INET6 ? EVENT_FLAG_IPV6 : 0);

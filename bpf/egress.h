@@ -10,7 +10,6 @@
 #define BULKHEAD_EGRESS_H
 
 #define TCP_STATE(_n) (1u << (_n))
-#define TCP_STATE_NEW_SYN_RECV 12
 /* states in which a socket's tuple is that of the conversation its verdict was given for */
 #define TCP_CARRIES                                                                                                    \
     (TCP_STATE(1) | TCP_STATE(3) | TCP_STATE(4) | TCP_STATE(5) | TCP_STATE(7) | TCP_STATE(8) | TCP_STATE(9) |          \
@@ -29,7 +28,8 @@ static INLINE int egress_judge(struct scratch *s, const struct control *c, const
 
 #pragma nounroll
     for (int end = 0; end < (lo ? 2 : 1); end++) {
-        policy_judge(here, c, local, mode, direction, remote, s->packet.protocol, port);
+        policy_judge(here, c, local, mode, direction, remote, s->packet.protocol, port,
+                     lo ? POLICY_FLAG_REQUESTS : POLICY_ANY_PROXY);
         if (!end || here->verdict == VERDICT_DENY ||
             (here->verdict == VERDICT_WOULD_DENY && j->verdict == VERDICT_ALLOW)) {
             *j = *here;
@@ -141,7 +141,7 @@ static INLINE void egress_wire(struct __sk_buff *skb, struct outcome *o, const s
     o->w->action = WIRE_SAY;
     w->is_opening = 1;
     /* or a process that no workload selects may answer: then its address decides */
-    w->is_known = policy_allows_peer(c, st->local_identity, p->protocol, p->destination_port);
+    w->is_known = policy_allows_peer(c, st->local_identity, p->protocol, p->destination_port) != 0;
     w->remote = IDENTITY_PEER;
 }
 
@@ -162,7 +162,7 @@ static INLINE void egress_say(struct __sk_buff *skb, struct outcome *o, const st
     u32 kind = s->packet.tcp_flags & TCP_FLAG_ACK ? WIRE_KIND_ANSWER : WIRE_KIND_OPENING;
     int failed;
 
-    if (o->w->action == WIRE_SAY && self && (identity == IDENTITY_HOST || identity > IDENTITY_RESERVED_MAX)) {
+    if (o->w->action == WIRE_SAY && self && (wire_is_of_every_node(identity) || identity > IDENTITY_RESERVED_MAX)) {
         wire_count(WIRE_COUNT_SAID);
         failed = wire_say(skb, &s->packet, self, o->w, o->w->node, identity, kind);
     } else {
@@ -239,6 +239,8 @@ static INLINE void egress_owned(struct __sk_buff *skb, struct outcome *o, const 
     if (tcp) {
         if (egress_tcp_control(o, c, p, st, state))
             return;
+        if (st->flags & SOCK_FLAG_STEERED) /* on lo it would not be here: what is for the proxy leaves the machine */
+            return verdict_refuse(o, st, DROP_REASON_PROXY, MODE_ENFORCE);
         if (!(st->flags & SOCK_FLAG_OPENED)) {
             direction = DIRECTION_INGRESS;
             port = p->source_port;
@@ -353,6 +355,25 @@ static INLINE struct sock_state *egress_late_state(struct __sk_buff *skb, struct
     return st;
 }
 
+/*
+ * The socket that sends, or for an answer to an opening its listener: its state is made if it has none and somebody's
+ * process may be behind it.
+ */
+static INLINE struct sock_state *egress_state(struct __sk_buff *skb, struct bpf_sock *sk)
+{
+    struct sock_state *st = sk ? sockets.sk_storage_get(sk, 0, 0) : 0;
+
+    if (st || !sk)
+        return st;
+    if (sk->state == TCP_STATE_NEW_SYN_RECV) {
+        struct bpf_sock *listener = bpf_get_listener_sock(sk);
+        return listener ? sockets.sk_storage_get(listener, 0, 0) : 0;
+    }
+    struct bpf_sock *full = bpf_sk_fullsock(sk);
+    /* a raw socket without state is one of the kernel's own: users' are stamped or adopted, packet sockets never */
+    return full && (full->type != SOCK_TYPE_RAW || sk->family == AF_PACKET) ? egress_late_state(skb, full) : 0;
+}
+
 static INLINE void egress_decide(struct __sk_buff *skb, struct outcome *o, const struct control *c, struct scratch *s,
                                  struct bpf_sock *sk, struct sock_state *st, int bad, int lo)
 {
@@ -419,7 +440,6 @@ static INLINE int egress_full(struct __sk_buff *skb, struct bpf_sock *sk)
         return PASS;
     }
     struct control word = trial_control(), *c = &word;
-    struct sock_state *st = sk ? sockets.sk_storage_get(sk, 0, 0) : 0;
     int lo = skb->cb[0] == LINK_LOOPBACK;
     u32 l2 = skb->cb[0] == LINK_BARE ? 0 : ETH_HEADER_BYTES;
     u32 which = DIRECTION_EGRESS;
@@ -432,19 +452,14 @@ static INLINE int egress_full(struct __sk_buff *skb, struct bpf_sock *sk)
     __builtin_memset(&s->judgement, 0, sizeof(s->judgement));
     wire_forget(&s->said);
     o.j->direction = DIRECTION_EGRESS;
-    if (!st && sk && sk->state == TCP_STATE_NEW_SYN_RECV) {
-        struct bpf_sock *listener = bpf_get_listener_sock(sk);
-        if (listener)
-            st = sockets.sk_storage_get(listener, 0, 0);
-    } else if (!st && sk) {
-        struct bpf_sock *full = bpf_sk_fullsock(sk);
-        /* a raw socket without state is one of the kernel's own: users' are stamped or adopted, packet sockets never */
-        if (full && (full->type != SOCK_TYPE_RAW || sk->family == AF_PACKET))
-            st = egress_late_state(skb, full);
-    }
+    struct sock_state *st = egress_state(skb, sk);
     if (st)
         identity_derive(st, c);
     o.st = st;
+    if (st && lo && !bad && s->packet.protocol == IPPROTO_TCP && steering_is_of(s, st, sk)) {
+        stages.call(skb, STAGE_STEERED);
+        return DROP;
+    }
     /* here, where the verifier has not yet gone many ways: what it says is used only if a judgement comes to it */
     if (st && !lo && !bad && s->packet.protocol == IPPROTO_TCP)
         egress_wire(skb, &o, c, s, st);

@@ -8,9 +8,11 @@
 #ifndef BULKHEAD_ENDPOINT_H
 #define BULKHEAD_ENDPOINT_H
 
+#define SOCK_TYPE_STREAM 1
 #define SOCK_TYPE_RAW 3
 #define TCP_STATE_SYN_SENT 2
 #define TCP_STATE_LISTEN 10
+#define TCP_STATE_NEW_SYN_RECV 12
 
 #define PEER_OPENED (1ull << 16)
 #define PEER_GENERATION 0xffffull

@@ -78,7 +78,7 @@ int harness_judge(struct __sk_buff *skb)
 
     if (!q || !c->generation)
         return DROP;
-    policy_judge(&j, c, q->local, MODE_ENFORCE, q->direction, q->remote, q->protocol, q->port);
+    policy_judge(&j, c, q->local, MODE_ENFORCE, q->direction, q->remote, q->protocol, q->port, 0);
     q->rule_id = j.rule_id;
     q->verdict = j.verdict;
     q->reason = j.reason;

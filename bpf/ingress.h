@@ -25,7 +25,7 @@ static INLINE void ingress_judge(struct outcome *o, const struct control *c, str
         u32 remote = o->w->remote;
         if (!o->w->is_known)
             remote = verdict_remote(c, to->identity, p->family, p->source, direction, p->protocol, port, &name);
-        policy_judge(reading, c, to->identity, to->mode, direction, remote, p->protocol, port);
+        policy_judge(reading, c, to->identity, to->mode, direction, remote, p->protocol, port, POLICY_ANY_PROXY);
         if (!answer) {
             *o->j = *reading;
             if (reading->verdict == VERDICT_ALLOW || !udp || !endpoint_peer_opened(to->st, peer))
@@ -138,7 +138,7 @@ static INLINE void ingress_answer(struct __sk_buff *skb, struct outcome *o, cons
     if (!o->w->is_known)
         remote = verdict_remote(c, to->identity, p->family, p->source, DIRECTION_EGRESS, p->protocol, p->source_port,
                                 &name);
-    policy_judge(j, c, to->identity, to->mode, DIRECTION_EGRESS, remote, p->protocol, p->source_port);
+    policy_judge(j, c, to->identity, to->mode, DIRECTION_EGRESS, remote, p->protocol, p->source_port, POLICY_ANY_PROXY);
     verdict_explain(o, j);
     o->st = st;
     o->kind = OUTCOME_JUDGED;

@@ -23,8 +23,7 @@
         .max_entries = (_pages) * PAGE_SIZE,                                                                           \
     }
 
-/* Cloned from a listener into every socket that it accepts: the child is born with its listener's identity. */
-#define PINNED_SK_STORAGE(_name, _path, _leaf)                                                                         \
+#define PINNED_SK_STORAGE(_name, _path, _leaf, _flags)                                                                         \
     struct _name##_table_t {                                                                                           \
         int key;                                                                                                       \
         _leaf leaf;                                                                                                    \
@@ -33,11 +32,14 @@
         u32 flags;                                                                                                     \
     };                                                                                                                 \
     __attribute__((section("maps/sk_storage:" PIN_PATH "/" _path))) struct _name##_table_t _name = {                   \
-        .flags = BPF_F_NO_PREALLOC | BPF_F_CLONE,                                                                      \
+        .flags = BPF_F_NO_PREALLOC | (_flags),                                                                         \
     };                                                                                                                 \
     BPF_ANNOTATE_KV_PAIR(_name, int, _leaf)
 
-PINNED_SK_STORAGE(sockets, "sockets", struct sock_state);
+/* Cloned from a listener into every socket that it accepts: the child is born with its listener's identity. */
+PINNED_SK_STORAGE(sockets, "sockets", struct sock_state, BPF_F_CLONE);
+/* Of sockets with the node's proxy at the other end, and of the proxy's own. */
+PINNED_SK_STORAGE(steerings, "steerings", struct steering, 0);
 
 BPF_F_TABLE(PINNED("array", "control"), u32, struct control, control_word, 1, 0);
 BPF_F_TABLE(PINNED("array", "trial"), u32, struct trial, trial, 1, 0);
@@ -85,6 +87,13 @@ BPF_F_TABLE(PINNED("hash", "claims"), struct claim_key, u32, claims, CAPACITY_CL
 BPF_F_TABLE(PINNED("array", "guard"), u32, struct guard_bucket, guard, CAPACITY_GUARD, 0);
 BPF_F_TABLE(PINNED("lru_hash", "wire_flows"), struct wire_flow_key, struct wire_flow, wire_flows, CAPACITY_WIRE_FLOWS, 0);
 
+/* What goes through the node's proxy. */
+BPF_F_TABLE(PINNED("array", "mesh_self"), u32, struct mesh_self, mesh_self, 1, 0);
+/* What is said to the socket that accepts, and to the agent: what stands in `steerings`, by both ends. */
+BPF_F_TABLE(PINNED("lru_hash", "legs"), struct leg_key, struct steering, legs, CAPACITY_LEGS, 0);
+/* The proxy's listeners for other nodes, by family: 0 IPv4, 1 IPv6. */
+BPF_F_TABLE(PINNED("sockmap", "proxy_listeners"), u32, u64, proxy_listeners, 2, 0);
+
 /* Accounting. Index of `refusals`: reason * 4 + direction * 2 + (1 when only would-deny). */
 BPF_F_TABLE(PINNED("percpu_array", "refusals"), u32, u64, refusals, DROP_REASON_MAX * 4, 0);
 BPF_F_TABLE(PINNED("percpu_hash", "edges"), struct edge_key, u64, edges, CAPACITY_EDGES, NO_PREALLOC);
@@ -107,7 +116,8 @@ enum stage {
     STAGE_TRAILER = 8,
     STAGE_CARRIER = 9,
     STAGE_DATAGRAM = 10,
-    STAGE_MAX = 11,
+    STAGE_STEERED = 11,
+    STAGE_MAX = 12,
 };
 BPF_F_TABLE(PINNED("prog", "stages"), u32, u32, stages, STAGE_MAX, 0);
 

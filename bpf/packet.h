@@ -119,6 +119,7 @@ struct icmp_header {
 struct packet {
     __be32 source[4];
     __be32 destination[4];
+    __be32 via[4];         /* see verdict_event */
     u32 identification;
     u32 transport;         /* offset of the transport header from the start of the frame */
     u32 payload_bytes;     /* behind the TCP header */
@@ -127,6 +128,7 @@ struct packet {
     __be16 source_port;
     __be16 destination_port; /* ICMP: type << 8 | code, network order */
     __be16 icmp_identifier;
+    __be16 via_port;
     u8 family;             /* AF_INET, AF_INET6; 0 for anything that is not IP */
     u8 protocol;
     u8 tcp_flags;

@@ -6,6 +6,7 @@
 #define BULKHEAD_POLICY_H
 
 #define POLICY_EXACT_BITS 80
+#define POLICY_ANY_PROXY (POLICY_FLAG_MTLS | POLICY_FLAG_REQUESTS)
 #define LEARNED_NAMES 4 /* a power of two; of learned_entry.names */
 
 static INLINE u32 policy_class4(const struct control *c, __be32 address)
@@ -29,16 +30,16 @@ static INLINE u32 policy_class(const struct control *c, u8 family, const __be32 
     return family == AF_INET ? policy_class4(c, address[3]) : policy_class6(c, address);
 }
 
-/* Does policy allow `remote`, now? As policy_judge() would find, without saying why not. */
-static INLINE int policy_allows(const struct control *c, struct policy_key *key, u32 remote)
+/* The entry by which policy allows `remote`, now; 0: none. As policy_judge() would find, without saying why not. */
+static INLINE struct policy_entry *policy_allows(const struct control *c, struct policy_key *key, u32 remote)
 {
     key->remote_identity = remote;
     struct policy_entry *e = slot_policy(c->generation, key);
-    return e && (!e->deadline_s || account_boot_seconds() < e->deadline_s);
+    return e && (!e->deadline_s || account_boot_seconds() < e->deadline_s) ? e : 0;
 }
 
-/* Does policy let `local` open a conversation on this port with any workload of another node? */
-static INLINE int policy_allows_peer(const struct control *c, u32 local, u8 protocol, __be16 port)
+/* By which entry does policy let `local` open a conversation on this port with any workload of another node? */
+static INLINE struct policy_entry *policy_allows_peer(const struct control *c, u32 local, u8 protocol, __be16 port)
 {
     struct policy_key key = {
         .prefix_bits = POLICY_EXACT_BITS + 16,
@@ -96,11 +97,15 @@ static INLINE void policy_refuse(struct judgement *j, u8 reason, u32 mode)
     j->reason = reason;
     j->rule_id = 0;
     j->deadline_s = 0;
+    j->flags = 0;
 }
 
-/* `port` is that of the end that is being connected to, whichever end `local` is. Counts nothing. */
+/*
+ * `port` is that of the end that is being connected to, whichever end `local` is. `unmet` (enum policy_flag): what an
+ * allow may ask for and this conversation is not. Counts nothing.
+ */
 static INLINE void policy_judge(struct judgement *j, const struct control *c, u32 local, u32 mode, u8 direction,
-                                u32 remote, u8 protocol, __be16 port)
+                                u32 remote, u8 protocol, __be16 port, u32 unmet)
 {
     struct policy_key key = {
         .prefix_bits = POLICY_EXACT_BITS + 16,
@@ -130,10 +135,13 @@ static INLINE void policy_judge(struct judgement *j, const struct control *c, u3
         return policy_refuse(j, DROP_REASON_POLICY, mode);
     if (e->deadline_s && account_boot_seconds() >= e->deadline_s)
         return policy_refuse(j, DROP_REASON_EXPIRED, mode);
+    if (e->flags & unmet)
+        return policy_refuse(j, DROP_REASON_MTLS, mode);
     j->verdict = VERDICT_ALLOW;
     j->reason = DROP_REASON_NONE;
     j->rule_id = e->rule_id;
     j->hit_slot = e->hit_slot;
+    j->flags = e->flags;
     j->deadline_s = trial_cap(c, e->deadline_s);
 }
 

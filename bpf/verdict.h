@@ -107,6 +107,8 @@ struct scratch {
     struct fragment_key fragment;
     struct echo_key echo;
     struct wire_said said;
+    struct leg_key leg;
+    struct steering steering;
 };
 BPF_F_TABLE("percpu_array", u32, struct scratch, scratches, 2, 0);
 

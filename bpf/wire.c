@@ -36,7 +36,7 @@ static INLINE void wire_reserve(struct bpf_sock_ops *ctx)
 {
     u32 flags = ctx->skb_tcp_flags, zero = 0;
 
-    if (!(flags & TCP_FLAG_SYN))
+    if (!(flags & TCP_FLAG_SYN) || !wire_here())
         return;
     struct wire_option *option = wire_answered.lookup(&zero);
     if (!(flags & TCP_FLAG_ACK)) {
@@ -132,12 +132,57 @@ static INLINE void wire_begins(struct bpf_sock_ops *ctx)
         egress_forget(st);
 }
 
+/* A socket that listens is in no conversation, and hands none down to what it accepts. */
+static INLINE void steering_ends(struct bpf_sock_ops *ctx)
+{
+    struct bpf_sock *sk = ctx->sk;
+    struct sock_state *st = sk ? sockets.sk_storage_get(sk, 0, 0) : 0;
+
+    if (st)
+        st->flags &= ~SOCK_FLAG_STEERED;
+}
+
+/* The socket of a conversation with the proxy that was let in: what its opening stands for. */
+static INLINE void steering_accepted(struct bpf_sock_ops *ctx)
+{
+    struct mesh_self *self = steering_here();
+    struct bpf_sock *sk = ctx->sk;
+    struct leg_key key = {
+        .destination_port = bpf_htons(WIRE_FIELD(ctx, local_port)),
+        .source_port = WIRE_FIELD(ctx, remote_port) >> 16,
+    };
+
+    if (!self || !sk || self->netns_cookie != bpf_get_netns_cookie(ctx))
+        return;
+    if (WIRE_FIELD(ctx, family) == AF_INET6) {
+        __be32 source[4] = {WIRE_FIELD(ctx, remote_ip6[0]), WIRE_FIELD(ctx, remote_ip6[1]),
+                            WIRE_FIELD(ctx, remote_ip6[2]), WIRE_FIELD(ctx, remote_ip6[3])};
+        __be32 destination[4] = {WIRE_FIELD(ctx, local_ip6[0]), WIRE_FIELD(ctx, local_ip6[1]),
+                                 WIRE_FIELD(ctx, local_ip6[2]), WIRE_FIELD(ctx, local_ip6[3])};
+        __builtin_memcpy(key.source, source, 16);
+        __builtin_memcpy(key.destination, destination, 16);
+    } else {
+        __be32 source[4] = {0, 0, bpf_htonl(0xffff), WIRE_FIELD(ctx, remote_ip4)};
+        __be32 destination[4] = {0, 0, bpf_htonl(0xffff), WIRE_FIELD(ctx, local_ip4)};
+        __builtin_memcpy(key.source, source, 16);
+        __builtin_memcpy(key.destination, destination, 16);
+    }
+    struct steering *told = legs.lookup(&key);
+    struct sock_state *st = told ? sockets.sk_storage_get(sk, 0, 0) : 0;
+    struct steering *own = st ? steerings.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE) : 0;
+    if (!own)
+        return;
+    __builtin_memcpy(own, told, sizeof(*own));
+    st->flags |= SOCK_FLAG_STEERED;
+}
+
 int wire_sock_ops(struct bpf_sock_ops *ctx)
 {
     int save = 1;
 
     switch (ctx->op) {
     case BPF_SOCK_OPS_TCP_LISTEN_CB:
+        steering_ends(ctx);
         bpf_setsockopt(ctx, SOL_TCP, TCP_SAVE_SYN, &save, sizeof(save));
         /* fall through */
     case BPF_SOCK_OPS_TCP_CONNECT_CB:
@@ -152,6 +197,7 @@ int wire_sock_ops(struct bpf_sock_ops *ctx)
         break;
     case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
         wire_accepted(ctx);
+        steering_accepted(ctx);
         /* fall through */
     case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
         bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags & ~SOCK_OPS_FLAGS);

@@ -149,10 +149,16 @@ static INLINE u32 wire_number(const u8 *bytes)
     return (u32)bytes[0] << 16 | (u32)bytes[1] << 8 | bytes[2];
 }
 
-/* May `node` speak for `identity`, as policy stands? The host's own processes are the node itself. */
+/* Identities that a node has whatever policy says: its own processes, and its proxy. */
+static INLINE int wire_is_of_every_node(u32 identity)
+{
+    return identity == IDENTITY_HOST || identity == IDENTITY_PROXY;
+}
+
+/* May `node` speak for `identity`, as policy stands? */
 static INLINE int wire_may_claim(const struct control *c, u32 identity, u32 node)
 {
-    if (identity == IDENTITY_HOST)
+    if (wire_is_of_every_node(identity))
         return 1;
     if (identity <= IDENTITY_RESERVED_MAX || identity >> 31)
         return 0;

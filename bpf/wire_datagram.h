@@ -186,7 +186,7 @@ static INLINE int wire_datagram_leaves(struct outcome *o, const struct control *
     w->remote = IDENTITY_PEER;
     u32 identity = st->local_identity;
     /* what has a surplus area comes from another device of this host, where it was said */
-    if (!quiet && !p->surplus_bytes && (identity == IDENTITY_HOST || identity > IDENTITY_RESERVED_MAX))
+    if (!quiet && !p->surplus_bytes && (wire_is_of_every_node(identity) || identity > IDENTITY_RESERVED_MAX))
         w->action = WIRE_TRAIL;
     return known;
 }

@@ -11,14 +11,14 @@ from ctypes import Array, Structure, c_char, c_uint8, c_uint16, c_uint32, c_uint
 from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING, Final
 
-LAYOUT: Final = "d2a6649c6c92a794359e7bfba82b2f23ee44887b9310644a70bc700e9d7be3ae"
+LAYOUT: Final = "d386300636b93546fb7c01cc471a384093f3490550271b6ceba88f7424316c50"
 """SHA-256 of every definition, without comments: equal exactly when both sides mean the same bytes."""
 
 
 class Abi(IntEnum):
     """`enum abi`."""
 
-    LAYOUT = 3
+    LAYOUT = 4
     """layout number of everything that is pinned; raised when a struct changes incompatibly"""
 
 
@@ -55,6 +55,8 @@ class Capacity(IntEnum):
     """(node, host set) pairs"""
     GUARD = 131072
     """buckets of eight verified openings each, remembered until they are too old"""
+    LEGS = 65536
+    """conversations with the node's proxy that are remembered by their ends"""
     WIRE_FLOWS = 65536
     """datagram conversations whose other end said on the wire who it is"""
 
@@ -105,6 +107,8 @@ class Identity(IntEnum):
     """whichever workload of a registered node answers: may an opening leave at all?"""
     LEGACY = 6
     """a registered node that runs no agent and so cannot say who is talking"""
+    PROXY = 7
+    """a node's proxy, told by its control group: it speaks for workloads, and is none"""
     RESERVED_MAX = 255
 
 
@@ -174,7 +178,11 @@ class DropReason(IntEnum):
     """other options leave no room to say who is talking (MPTCP join, TFO, MD5)"""
     WIRE_GUARD = 31
     """more openings than can be told from replays"""
-    MAX = 32
+    MTLS = 32
+    """policy asks for mutual TLS, and it does not go through the proxies"""
+    PROXY = 33
+    """the node's proxy is not at its other end, or named another than receives it"""
+    MAX = 34
 
 
 class ControlKind(IntEnum):
@@ -246,9 +254,7 @@ class WireCount(IntEnum):
     """refusals explained to the node that was refused"""
     HEARD = 8
     """refusals that another node explained to us"""
-    BY_ADDRESS = 9
-    """conversations opened with a peer that is known by its address alone"""
-    MAX = 10
+    MAX = 9
 
 
 class Loss(IntEnum):
@@ -307,6 +313,8 @@ class SockFlag(IntFlag):
     """TCP: `remote_identity` was proven on the wire by `remote_node`"""
     PENDING = 64
     """TCP: the opening has left for `remote_node`; nobody has answered yet"""
+    STEERED = 128
+    """TCP: the node's proxy is, or is to be, at one of the ends; `steerings` says for what"""
 
 
 class EventHook(IntEnum):
@@ -328,6 +336,10 @@ class EventFlag(IntFlag):
     LOOPBACK = 2
     """both ends are on this machine"""
     IPV6 = 4
+    STEERED = 8
+    """the node's proxy is at one end, for which `via` is what the socket has"""
+    VIA_SOURCE = 16
+    """that end is the source, else the destination"""
 
 
 class LifecycleKind(IntEnum):
@@ -443,7 +455,7 @@ class PolicyEntry(Structure):
     deadline_s: int
     """seconds since boot (CLOCK_BOOTTIME) after which it lapses; 0 = never"""
     flags: int
-    """reserved, 0"""
+    """enum policy_flag"""
 
     if TYPE_CHECKING:
 
@@ -464,6 +476,17 @@ class PolicyEntry(Structure):
         ("deadline_s", c_uint32),
         ("flags", c_uint32),
     )
+
+
+class PolicyFlag(IntEnum):
+    """What an allow asks for beside the two identities, and the lane that leads there."""
+
+    LANE = 4194303
+    """mask: number of the lane; 0: none leads there"""
+    REQUESTS = 1073741824
+    """judged by request: through the proxies, on one host as well"""
+    MTLS = 2147483648
+    """between nodes only through the proxies; on one host the kernel knows both"""
 
 
 class AddressKey4(Structure):
@@ -1101,6 +1124,145 @@ class Bucket(Structure):
     )
 
 
+class Lane(IntEnum):
+    """A lane is a loopback address of its own, at which the node's proxy takes what one workload says to one set of
+    others: LANE_BASE plus its number.
+    """
+
+    BASE = 2134900736
+    """127.64.0.0"""
+    PORT = 15001
+    INBOUND_PORT = 15008
+    """where the proxies of other nodes call"""
+
+
+class MeshFlag(IntEnum):
+    """`enum mesh_flag`."""
+
+    PROXY = 1
+    """policy has need of the node's proxy"""
+
+
+class MeshSelf(Structure):
+    """This node's part in what goes through proxies. Outside generations; written by the agent."""
+
+    netns_cookie: int
+    """of the network namespace that the proxy is in"""
+    flags: int
+    """enum mesh_flag; 0: nothing is steered"""
+    reserved: int
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            netns_cookie: int = 0,
+            flags: int = 0,
+            reserved: int = 0,
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("netns_cookie", c_uint64),
+        ("flags", c_uint32),
+        ("reserved", c_uint32),
+    )
+
+
+class SteeringRole(IntEnum):
+    """Which of the four sockets around a proxy. An accepted one is its opener's plus one."""
+
+    NONE = 0
+    """bound as somebody else, not connected yet"""
+    LANE_CALLER = 1
+    """a workload's, whose connect() was turned into a lane"""
+    LANE_PROXY = 2
+    """accepted by the proxy on a lane"""
+    LEG_PROXY = 3
+    """opened by the proxy towards a workload of its node, for a caller elsewhere"""
+    LEG_CALLED = 4
+    """accepted by that workload"""
+
+
+class Steering(Structure):
+    """Of a conversation with the node's proxy: whose it really is, and with whom. Anchored in the sockets of both ends.
+    """
+
+    socket_cookie: int
+    """of the socket that opened it"""
+    address: Array[c_uint8]
+    """lanes: what the caller asked for; legs: the caller's, 0 if not told. IPv4 as ::ffff:a.b.c.d"""
+    port: int
+    """lanes: what the caller asked for; legs: 0"""
+    role: int
+    """enum steering_role"""
+    reserved: int
+    caller: int
+    """identity"""
+    called: int
+    """identity; lanes to other nodes: IDENTITY_PEER"""
+    reserved_too: int
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            socket_cookie: int = 0,
+            address: tuple[int, ...] | Array[c_uint8] = (),
+            port: int = 0,
+            role: int = 0,
+            reserved: int = 0,
+            caller: int = 0,
+            called: int = 0,
+            reserved_too: int = 0,
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("socket_cookie", c_uint64),
+        ("address", c_uint8 * 16),
+        ("port", c_uint16.__ctype_be__),
+        ("role", c_uint8),
+        ("reserved", c_uint8),
+        ("caller", c_uint32),
+        ("called", c_uint32),
+        ("reserved_too", c_uint32),
+    )
+
+
+class LegKey(Structure):
+    """The ends of a conversation with the proxy, as its sockets have them. The source opened it."""
+
+    source: Array[c_uint8]
+    destination: Array[c_uint8]
+    source_port: int
+    destination_port: int
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            source: tuple[int, ...] | Array[c_uint8] = (),
+            destination: tuple[int, ...] | Array[c_uint8] = (),
+            source_port: int = 0,
+            destination_port: int = 0,
+        ) -> None: ...
+    else:
+        __slots__ = ()
+
+    _fields_ = (
+        ("source", c_uint8 * 16),
+        ("destination", c_uint8 * 16),
+        ("source_port", c_uint16.__ctype_be__),
+        ("destination_port", c_uint16.__ctype_be__),
+    )
+
+
 class Setting(Structure):
     """Secrets and constants that outlive a program reload."""
 
@@ -1175,6 +1337,10 @@ class VerdictEvent(Structure):
     """number of the node at the other end, as it proved or as its address says; 0: none"""
     commit: Array[c_uint8]
     """EVENT_HOOK_PEER: the first bytes of the commit that it enforces"""
+    via: Array[c_uint8]
+    """EVENT_FLAG_STEERED: the proxy's end as the socket has it, where another is shown"""
+    via_port: int
+    reserved_too: Array[c_uint16]
 
     if TYPE_CHECKING:
 
@@ -1209,6 +1375,9 @@ class VerdictEvent(Structure):
             comm: bytes = b"",
             node: int = 0,
             commit: tuple[int, ...] | Array[c_uint8] = (),
+            via: tuple[int, ...] | Array[c_uint8] = (),
+            via_port: int = 0,
+            reserved_too: tuple[int, ...] | Array[c_uint16] = (),
         ) -> None: ...
     else:
         __slots__ = ()
@@ -1242,6 +1411,9 @@ class VerdictEvent(Structure):
         ("comm", c_char * 16),
         ("node", c_uint32),
         ("commit", c_uint8 * 8),
+        ("via", c_uint8 * 16),
+        ("via_port", c_uint16.__ctype_be__),
+        ("reserved_too", c_uint16 * 3),
     )
 
 
@@ -1773,6 +1945,9 @@ STRUCTS: Final[dict[str, type[Structure]]] = {
     "echo_key": EchoKey,
     "edge_key": EdgeKey,
     "bucket": Bucket,
+    "mesh_self": MeshSelf,
+    "steering": Steering,
+    "leg_key": LegKey,
     "setting": Setting,
     "verdict_event": VerdictEvent,
     "wire_option": WireOption,
@@ -1811,7 +1986,11 @@ ENUMS: Final[dict[str, type[IntEnum | IntFlag]]] = {
     "event_hook": EventHook,
     "event_flag": EventFlag,
     "lifecycle_kind": LifecycleKind,
+    "policy_flag": PolicyFlag,
     "subject": Subject,
+    "lane": Lane,
+    "mesh_flag": MeshFlag,
+    "steering_role": SteeringRole,
     "wire": Wire,
     "wire_kind": WireKind,
     "node_flag": NodeFlag,

@@ -12,5 +12,5 @@ from bulkhead.kernel.libbpf import Map
 @contextmanager
 def sk_storage_map(value_bytes: int) -> Iterator[Map]:
     """An empty map of that value size, whose values listeners hand down."""
-    with storage.make(value_bytes) as made:
+    with storage.make("sockets", value_bytes, handed_down=True) as made:
         yield made

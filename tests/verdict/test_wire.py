@@ -11,6 +11,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from random import Random
@@ -27,6 +28,7 @@ from bulkhead.abi import (
     Identity,
     NodeFlag,
     SockFlag,
+    SockState,
     WireCount,
 )
 from bulkhead.identity.registry import workload_identity
@@ -411,7 +413,13 @@ class Answer:
 @pytest.fixture
 def pending(node: Judge) -> Iterator[Bench]:
     """A database whose opening has left for alpha and waits for an answer."""
-    state = node.sender(DB_END)
+    with waiting(node, node.sender(DB_END)):
+        yield Bench(node, enforced=True)
+
+
+@contextmanager
+def waiting(node: Judge, state: SockState) -> Iterator[None]:
+    """A socket with this state whose opening has left for alpha."""
     state.flags |= SockFlag.OPENED | SockFlag.STREAM | SockFlag.PENDING
     state.remote_node, state.wire_word = ALPHA.node, 1000
     set_clock(node.maps)
@@ -427,7 +435,7 @@ def pending(node: Judge) -> Iterator[Bench]:
             caller.bind((HERE, 41000))
             caller.connect_ex((AT_ALPHA, 8080))
             node.stamp(caller.fileno(), state)
-            yield Bench(node, enforced=True)
+            yield
     finally:
         with node.inside():
             ip("link delete wire0")

@@ -28,3 +28,14 @@ def outward_addresses() -> tuple[Network, ...]:
                 continue
             found += [source for answer in answers if (source := answer.get_attr("RTA_PREFSRC"))]
     return tuple(ip_network(address) for address in found)
+
+
+def own_addresses() -> tuple[str, ...]:
+    """Every address of this network namespace's devices, loopback included.
+
+    Not within an event loop: pyroute2 runs one of its own.
+    """
+    from pyroute2 import IPRoute
+
+    with IPRoute() as routes:
+        return tuple(sorted({one.get_attr("IFA_LOCAL") or one.get_attr("IFA_ADDRESS") for one in routes.get_addr()}))

@@ -1,4 +1,4 @@
-"""Which program hangs where, kept true: devices, the control group root, tracepoints.
+"""Which program hangs where, kept true: devices, control groups, the network namespace, tracepoints.
 
 Everything is a link, pinned below `links/`, except where a kernel without tcx forces filters. What is attached is
 therefore read back from the kernel, never remembered, and every call here is idempotent: after a restart the programs
@@ -7,6 +7,8 @@ of existing links are replaced in place, and no packet passes between the old on
     links/tcx_INDEX_DIRECTION    a device's hook; its link is dead (device index 0) once the device is gone
     links/clsact_INDEX           an empty directory: the clsact on that device is of our making
     links/cgroup_HOOK
+    links/proxy_HOOK             at the control group of the node's proxy
+    links/netns_sk_lookup        in the network namespace
     links/tracepoint_NAME
 """
 
@@ -15,7 +17,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +29,8 @@ from bulkhead.kernel import clsact, libbpf
 from bulkhead.kernel.clsact import Tc
 from bulkhead.kernel.devices import Device, Framing, list_devices
 from bulkhead.kernel.libbpf import AttachType, Fd, LinkInfo, LinkType
-from bulkhead.kernel.programs import PROGRAMS, TRACEPOINTS
+from bulkhead.kernel.netns import CURRENT
+from bulkhead.kernel.programs import LOOKUP, PROGRAMS, PROXY_HOOKS, TRACEPOINTS
 
 Mechanism = Literal["tcx", "clsact"]
 
@@ -58,6 +61,10 @@ class Programs:
     devices: Mapping[Framing, DevicePrograms]
     cgroup: Mapping[AttachType, Fd]
     tracepoints: Mapping[str, Fd]
+    proxy: Mapping[AttachType, Fd] = field(default_factory=dict)
+    """For the control group of the node's proxy."""
+    lookup: Fd | None = None
+    """For the network namespace."""
 
     @classmethod
     def open(cls, pins: Path) -> Programs:
@@ -70,6 +77,7 @@ class Programs:
             for fd in opened.values():
                 fd.close()
             raise
+        hooks = {p.name: AttachType(p.attach_type) for p in PROGRAMS if p.attach_type >= 0}
         return cls(
             opened=opened,
             devices={
@@ -77,8 +85,10 @@ class Programs:
                 Framing.BARE: DevicePrograms(opened["tc_ingress_bare"], opened["tc_egress_bare"]),
                 Framing.LOOPBACK: DevicePrograms(opened["tc_ingress_loopback"], opened["tc_egress_loopback"]),
             },
-            cgroup={AttachType(p.attach_type): opened[p.name] for p in PROGRAMS if p.attach_type >= 0},
+            cgroup={hook: opened[name] for name, hook in hooks.items() if name not in (*PROXY_HOOKS, LOOKUP)},
             tracepoints={tracepoint: opened[name] for name, tracepoint in TRACEPOINTS.items()},
+            proxy={hooks[name]: opened[name] for name in PROXY_HOOKS},
+            lookup=opened[LOOKUP],
         )
 
     def close(self) -> None:
@@ -92,9 +102,9 @@ class Attachment:
     """One hook as the kernel reports it. `position` 0: nothing runs before ours; -1: not known."""
 
     mechanism: str
-    """`tcx`, `clsact`, `cgroup` or `tracepoint`."""
+    """`tcx`, `clsact`, `cgroup`, `proxy`, `netns` or `tracepoint`."""
     target: str
-    """Device name, control group path or tracepoint name."""
+    """Device name, control group path, tracepoint name, or the network namespace's inode."""
     hook: str
     program_id: int
     position: int = -1
@@ -116,6 +126,7 @@ class Attachments:
     ) -> None:
         """`unused`: control group hooks that this agent has nothing to do at."""
         self._unused = unused
+        self._proxy: Path | None = None
         self._links = _LinkStore(pins / "links")
         self._programs = programs
         self._cgroup = cgroup
@@ -136,7 +147,7 @@ class Attachments:
 
     def attach_all(self, devices: Iterable[Device]) -> list[str]:
         """Attach everything that is not yet, devices last; returns what was changed, for the log."""
-        changes = [*self.attach_tracepoints(), *self.attach_cgroup()]
+        changes = [*self.attach_tracepoints(), *self.attach_cgroup(), *self.attach_netns(), *self.attach_proxy()]
         return changes + self.sync_devices(devices)
 
     def sync_devices(self, devices: Iterable[Device]) -> list[str]:
@@ -167,14 +178,41 @@ class Attachments:
         """Attach to the control group root. Raises RefusedError, naming the owner, when a hook is held exclusively."""
         if self._cgroup is None:
             return []
-        with Fd(os.open(self._cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
-            cgroup_id = os.fstat(root.fileno()).st_ino
-            return [
-                f"{self._cgroup} {hook_name(hook)}"
-                for hook, program in self._programs.cgroup.items()
-                if hook not in self._unused
-                if self._attach_cgroup_hook(root, cgroup_id, hook, program)
-            ]
+        used = {hook: program for hook, program in self._programs.cgroup.items() if hook not in self._unused}
+        return self._attach_cgroup_hooks("cgroup", self._cgroup, used)
+
+    def use(self, hook: AttachType) -> list[str]:
+        """From now on there is something to do at this hook of the control group root; returns what was attached."""
+        self._unused -= {hook}
+        return self.attach_cgroup()
+
+    def attach_proxy(self) -> list[str]:
+        """Attach to the control group of the node's proxy, if `proxy_is_in` has named one that is there."""
+        if self._proxy is None or not self._proxy.is_dir():
+            return []
+        return self._attach_cgroup_hooks("proxy", self._proxy, self._programs.proxy)
+
+    def proxy_is_in(self, cgroup: Path | None) -> list[str]:
+        """Attach to this control group as the proxy's, and to no other; returns what was attached. None: to no group.
+
+        Raises RefusedError, naming the owner, when a hook is held exclusively.
+        """
+        self._proxy = cgroup
+        if cgroup is None:
+            for hook in self._programs.proxy:
+                self._links.drop(f"proxy_{hook_name(hook)}")
+        return self.attach_proxy()
+
+    def attach_netns(self) -> list[str]:
+        """Attach to the network namespace of the calling thread."""
+        program = self._programs.lookup
+        if program is None:
+            return []
+        with Fd(os.open(CURRENT, os.O_RDONLY | os.O_CLOEXEC)) as namespace:
+            inode = os.fstat(namespace.fileno()).st_ino
+            create = partial(libbpf.link_create, program, namespace.fileno(), AttachType.SK_LOOKUP)
+            changed = self._links.ensure("netns_sk_lookup", program, lambda info: info.netns_inode == inode, create)
+        return ["netns sk_lookup"] if changed else []
 
     def attach_tracepoints(self) -> list[str]:
         """Attach to the raw tracepoints."""
@@ -193,6 +231,10 @@ class Attachments:
             kind, _, rest = name.partition("_")
             if kind == "cgroup" and info.cgroup_id:
                 found.append(Attachment("cgroup", str(self._cgroup), rest, info.program_id))
+            if kind == "proxy" and info.cgroup_id:
+                found.append(Attachment("proxy", str(self._proxy), rest, info.program_id))
+            if kind == "netns" and info.netns_inode:
+                found.append(Attachment("netns", str(info.netns_inode), rest, info.program_id))
             if kind == "tracepoint":
                 found.append(Attachment("tracepoint", rest, "raw", info.program_id))
         return found
@@ -258,19 +300,20 @@ class Attachments:
         if self._links.is_clsact_ours(device.index) and clsact.qdisc_remove(self._tc, device):
             self._links.unmark_clsact(device.index)
 
-    def _attach_cgroup_hook(self, root: Fd, cgroup_id: int, hook: AttachType, program: Fd) -> bool:
-        def is_alive(info: LinkInfo) -> bool:
-            return info.cgroup_id == cgroup_id
+    def _attach_cgroup_hooks(self, kind: str, cgroup: Path, programs: Mapping[AttachType, Fd]) -> list[str]:
+        with Fd(os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as group:
+            cgroup_id = os.fstat(group.fileno()).st_ino
 
-        def create() -> Fd:
-            try:
-                return libbpf.link_create(program, root.fileno(), hook)
-            except KernelError as error:
-                if error.errno == errno.EPERM and self._cgroup is not None:
-                    raise _cgroup_refusal(self._cgroup, hook, error) from error
-                raise
+            def is_alive(info: LinkInfo) -> bool:
+                return info.cgroup_id == cgroup_id
 
-        return self._links.ensure(f"cgroup_{hook_name(hook)}", program, is_alive, create)
+            return [
+                f"{cgroup} {hook_name(hook)}"
+                for hook, program in programs.items()
+                if self._links.ensure(
+                    f"{kind}_{hook_name(hook)}", program, is_alive, partial(_attach_to, cgroup, group, hook, program)
+                )
+            ]
 
     def _report_device(self, device: Device) -> Iterator[Attachment]:
         for direction in Direction:
@@ -448,6 +491,15 @@ def _detach(link: Fd) -> None:
         except KernelError as error:
             if error.errno not in _ALREADY_DETACHED:
                 raise
+
+
+def _attach_to(cgroup: Path, group: Fd, hook: AttachType, program: Fd) -> Fd:
+    try:
+        return libbpf.link_create(program, group.fileno(), hook)
+    except KernelError as error:
+        if error.errno == errno.EPERM:
+            raise _cgroup_refusal(cgroup, hook, error) from error
+        raise
 
 
 def _cgroup_refusal(cgroup: Path, hook: AttachType, error: KernelError) -> RefusedError:

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from bulkhead.abi import CgroupEntry, Identity, Mode, SockState
 from bulkhead.abi import ExecutableKey as KernelKey
-from bulkhead.abi import Identity, Mode
 from bulkhead.dataplane.bundle import Bundle
 from bulkhead.dataplane.compile import WorkloadInfo
 from bulkhead.dataplane.subjects import Answers, ViewEntries, executable_id, view_entries
 from bulkhead.errors import KernelError
 from bulkhead.identity.cgroups import CgroupTree
+from bulkhead.identity.globs import normal_path
 from bulkhead.identity.posture import Failure
 from bulkhead.identity.processes import ExecutableKey, Process, executable_at, executable_of, scan
 from bulkhead.identity.selectors import Ambiguous, CgroupView, Identified, Narrower
@@ -45,9 +46,18 @@ class Plan:
     """Workloads of this host with a posture."""
     failing: Mapping[QualifiedName, tuple[Failure, ...]] = field(default_factory=dict)
     """Those of them that are not as required."""
+    proxy: str = ""
+    """The control group of the node's proxy, which is nobody else whatever selectors say; empty: there is none."""
+
+    def is_of_proxy(self, path: str) -> bool:
+        """Whether a control group is the proxy's, or below it."""
+        return bool(self.proxy) and f"{normal_path(path)}/".startswith(f"{self.proxy}/")
 
     def entries(self, path: str) -> tuple[ViewEntries, bool]:
         """What the kernel must hold for a control group, and whether its group of answers is a new one."""
+        if self.is_of_proxy(path):
+            mode = Mode.OBSERVE if self.answers.observe_only else Mode.ENFORCE
+            return ViewEntries(bytes(CgroupEntry(identity=Identity.PROXY, mode=mode)), {}, {}), False
         view = self.narrower.view(path)
         is_new = bool(view.needs) and view not in self.groups
         number = self.groups.setdefault(view, len(self.groups) + 1) if view.needs else 0
@@ -92,14 +102,15 @@ class Plan:
         return found
 
 
-def make_plan(bundle: Bundle, host: str, users: Users, observe_only: bool) -> Plan:
-    """The plan of a commit on this host."""
+def make_plan(bundle: Bundle, host: str, users: Users, observe_only: bool, proxy: str = "") -> Plan:
+    """The plan of a commit on this host. `proxy`: control group of the node's proxy, from the agent's root."""
     local = [info for info in bundle.workloads() if info.local]
     host_mode = Mode.ENFORCE if bundle.host_mode is model.Mode.ENFORCE and not observe_only else Mode.OBSERVE
     answers = Answers({info.qualified: info.identity for info in local}, host_mode, observe_only)
     users.refresh()
     narrower = Narrower([info.as_workload() for info in local], host, users.uid, users.gid)
-    return Plan(narrower, answers, bundle.executables, required=tuple(info for info in local if info.posture))
+    required = tuple(info for info in local if info.posture)
+    return Plan(narrower, answers, bundle.executables, required=required, proxy=normal_path(proxy) if proxy else "")
 
 
 def survey(plan: Plan, tree: CgroupTree) -> tuple[Table, Table, Table]:
@@ -134,6 +145,15 @@ class Attestation:
     def path_of(self, cgroup_id: int) -> str | None:
         """Path of a control group, known as long as it has an entry."""
         return self.plan.paths.get(cgroup_id) if self.plan else None
+
+    def identity_of(self, state: SockState) -> int | None:
+        """Identity of who opened a socket, as the policy in force selects; None: nobody that can be told."""
+        path = self.path_of(state.cgroup_id)
+        if self.plan is None or path is None:
+            return None
+        exe = self.executable_path(state.exe_inode, state.exe_device, state.exe_generation)
+        outcome = self.plan.narrower.view(path).decide(exe or None, state.uid, state.gid)
+        return self.plan.answers.identities.get(outcome.workload.qualified) if isinstance(outcome, Identified) else None
 
     def adopt_plan(self, plan: Plan) -> None:
         """From now on events are answered by `plan`, whose generation has just been switched in."""

@@ -24,6 +24,7 @@ from bulkhead.kernel.attestation import Attestation
 from bulkhead.kernel.devices import Device
 from bulkhead.kernel.maps import KernelMaps
 from bulkhead.kernel.programs import STAGES
+from bulkhead.kernel.steering import Steering
 
 _MOVES_MAX: Final = 3
 _MOVES_WITHIN_S: Final = 60
@@ -35,7 +36,7 @@ class Drift:
     """One thing that was not as it should be."""
 
     kind: str
-    """`hook`, `order`, `word`, `table`, `entries`, `stage` or `pin`."""
+    """`hook`, `order`, `word`, `table`, `entries`, `stage`, `proxy` or `pin`."""
     what: str
     """What differed, for people."""
     repaired: bool
@@ -47,20 +48,27 @@ class Auditor:
     """Compares and repairs. Borrows everything."""
 
     def __init__(
-        self, pins: Path, maps: KernelMaps, programs: Programs, attachments: Attachments, attestation: Attestation
+        self,
+        pins: Path,
+        maps: KernelMaps,
+        programs: Programs,
+        attachments: Attachments,
+        attestation: Attestation,
+        steering: Steering | None = None,
     ) -> None:
         self._pins = pins
         self._maps = maps
         self._programs = programs
         self._attachments = attachments
         self._attestation = attestation
+        self._steering = steering
         self._moves: dict[tuple[int, Direction], deque[float]] = {}
         self._pins_seen: dict[Path, int] = {}
         """Pins that were found to be ours, by inode: opening each takes longer than all else."""
 
     def look(self, devices: Iterable[Device]) -> list[Drift]:
         """Everything once. What was judged by foreign tables meanwhile is judged again."""
-        found = [*self._rooms(), *self._hooks(tuple(devices)), *self._tables(), *self._stages()]
+        found = [*self._rooms(), *self._hooks(tuple(devices)), *self._tables(), *self._stages(), *self._proxy()]
         if any(one.kind in ("word", "table", "entries", "stage") for one in found):
             self._maps.rejudge()
         return [*found, *self._pinned()]
@@ -72,6 +80,8 @@ class Auditor:
         attaching: list[Callable[[], list[str]]] = [
             self._attachments.attach_tracepoints,
             self._attachments.attach_cgroup,
+            self._attachments.attach_netns,
+            self._attachments.attach_proxy,
             *(partial(self._attachments.attach_device, device) for device in devices),
         ]
         for attach in attaching:
@@ -136,6 +146,10 @@ class Auditor:
             if stages.lookup(key) != number.to_bytes(4, "little"):
                 stages.update(key, program.fileno().to_bytes(4, "little"))
                 yield Drift("stage", f"the second stage `{name}` was replaced", True)
+
+    def _proxy(self) -> Iterator[Drift]:
+        changes = self._steering.put_right() if self._steering is not None else ()
+        yield from (Drift("proxy", change, True) for change in changes)
 
     # Pins
 

@@ -40,6 +40,7 @@ class MapType(IntEnum):
     LPM_TRIE = 11
     ARRAY_OF_MAPS = 12
     HASH_OF_MAPS = 13
+    SOCKMAP = 15
     SK_STORAGE = 24
     RINGBUF = 27
 
@@ -53,6 +54,8 @@ class ProgramType(IntEnum):
     SOCK_OPS = 13
     RAW_TRACEPOINT = 17
     CGROUP_SOCK_ADDR = 18
+    CGROUP_SOCKOPT = 25
+    SK_LOOKUP = 30
 
 
 class AttachType(IntEnum):
@@ -70,6 +73,10 @@ class AttachType(IntEnum):
     CGROUP_POST_BIND6 = 13
     CGROUP_SENDMSG4 = 14
     CGROUP_SENDMSG6 = 15
+    CGROUP_GETSOCKOPT = 21
+    CGROUP_GETPEERNAME4 = 29
+    CGROUP_GETPEERNAME6 = 30
+    SK_LOOKUP = 36
     TCX_INGRESS = 46
     TCX_EGRESS = 47
 
@@ -79,6 +86,7 @@ class LinkType(IntEnum):
 
     RAW_TRACEPOINT = 1
     CGROUP = 3
+    NETNS = 5
     TCX = 11
 
 
@@ -176,7 +184,7 @@ class _ProgInfo(ctypes.Structure):
 
 
 class _LinkInfo(ctypes.Structure):
-    """`detail` is a union in C: tcx (ifindex, attach type), cgroup (id as two words, attach type)."""
+    """`detail` is a union in C: tcx (ifindex, attach type), cgroup (id as two words, attach type), netns."""
 
     _fields_ = (
         ("type", c_uint32),
@@ -214,7 +222,8 @@ class ProgramInfo:
 class LinkInfo:
     """What the kernel says about a link.
 
-    `ifindex` is set for tcx, `cgroup_id` for control groups; 0 there means that the target is gone and the link dead.
+    `ifindex` is set for tcx, `cgroup_id` for control groups, `netns_inode` for network namespaces; 0 there means that
+    the target is gone and the link dead.
     """
 
     link_id: int
@@ -222,6 +231,7 @@ class LinkInfo:
     program_id: int
     ifindex: int
     cgroup_id: int
+    netns_inode: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -414,7 +424,10 @@ def _hook_name(attach_type: int) -> str:
 
 
 def link_create(program: Fd, target: int, attach_type: int, flags: int = 0) -> Fd:
-    """Attach by a link. `target` is a control group's file descriptor, or for tcx an interface index in this netns."""
+    """Attach by a link.
+
+    `target` is the file descriptor of a control group or network namespace, or for tcx an interface index in this one.
+    """
     opts = _LinkCreateOpts(sz=ctypes.sizeof(_LinkCreateOpts), flags=flags)
     code = library().bpf_link_create(program.fileno(), target, attach_type, byref(opts))
     return Fd(_checked(code, f"attach a program at hook {_hook_name(attach_type)}"))
@@ -435,13 +448,14 @@ def link_info(link: Fd) -> LinkInfo:
     """What a link attaches where."""
     info = _LinkInfo()
     _info_by_fd(link, info, "describe a link")
-    is_tcx, is_cgroup = info.type == LinkType.TCX, info.type == LinkType.CGROUP
+    is_tcx, is_cgroup, is_netns = (info.type == one for one in (LinkType.TCX, LinkType.CGROUP, LinkType.NETNS))
     return LinkInfo(
         link_id=info.id,
         link_type=info.type,
         program_id=info.prog_id,
         ifindex=info.detail[0] if is_tcx else 0,
         cgroup_id=struct.unpack_from("=Q", bytes(info.detail))[0] if is_cgroup else 0,
+        netns_inode=info.detail[0] if is_netns else 0,
     )
 
 

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bulkhead.abi import Abi, Setting, SockState
+from bulkhead.abi import Abi, Setting, SockState, Steering
 from bulkhead.errors import BulkheadError, KernelError, RefusedError
 from bulkhead.kernel import libbpf, source, storage
 from bulkhead.kernel.objects import Store, map_specs, part_of
@@ -152,9 +152,10 @@ def prepare_directory(pins: Path) -> None:
     for directory in (pins, pins / "maps", pins / "programs", pins / "slots", pins / "links"):
         directory.mkdir(mode=0o700, exist_ok=True)
     os.chmod(pins, 0o700)
-    if not (pins / "maps" / "sockets").exists():
-        with storage.make(ctypes.sizeof(SockState)) as sockets:
-            sockets.pin(pins / "maps" / "sockets")
+    for name, kind, handed_down in (("sockets", SockState, True), ("steerings", Steering, False)):
+        if not (pins / "maps" / name).exists():
+            with storage.make(name, ctypes.sizeof(kind), handed_down=handed_down) as made:
+                made.pin(pins / "maps" / name)
 
 
 def _file_system(path: Path) -> int:

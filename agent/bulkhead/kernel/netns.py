@@ -12,7 +12,8 @@ from typing import Final
 from bulkhead.errors import KernelError, RefusedError
 
 _CLONE_NEWNET: Final = 0x40000000
-_CURRENT: Final = Path("/proc/thread-self/ns/net")
+CURRENT: Final = Path("/proc/thread-self/ns/net")
+"""The network namespace of the calling thread."""
 
 
 def enter(path: Path) -> None:
@@ -30,13 +31,13 @@ def enter(path: Path) -> None:
 @contextlib.contextmanager
 def entered(path: Path) -> Iterator[None]:
     """Run a block inside the network namespace at `path`, then return to where the thread was."""
-    home = os.open(_CURRENT, os.O_RDONLY | os.O_CLOEXEC)
+    home = os.open(CURRENT, os.O_RDONLY | os.O_CLOEXEC)
     try:
         enter(path)
         yield
     finally:
         try:
-            _setns(home, _CURRENT)
+            _setns(home, CURRENT)
         finally:
             os.close(home)
 

@@ -123,6 +123,28 @@ def restamp(storage: Map, tree: CgroupTree, pid: int) -> AdoptionReport:
     return tally.report()
 
 
+def listening(pid: int, port: int) -> Iterator[socket.socket]:
+    """A duplicate of each TCP socket of process `pid` that listens on `port`; the caller closes it.
+
+    Raises KernelError when the kernel does not let its descriptors be seen, RefusedError without pidfd_getfd(2).
+    """
+    tally = _Tally()
+    for one in _borrow(pid, tally):
+        facts = facts_of(one)
+        if facts.tcp_state is SocketState.LISTEN and facts.local_port == port:
+            yield one
+        else:
+            one.close()
+    if tally.refused or tally.outcomes["unopened"]:
+        raise KernelError(f"the sockets of process {pid} cannot be seen", errno.EPERM)
+
+
+def netns_cookie() -> int:
+    """The number of the calling thread's network namespace, as the programs know it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        return _cookie(one, _SO_NETNS_COOKIE)
+
+
 def read_state(storage: Map, fd: int) -> SockState | None:
     """What is stored in a socket; None when nothing is. `fd` is a descriptor of this process."""
     value = storage.lookup(struct.pack("=i", fd))
@@ -135,7 +157,7 @@ def facts_of(one: socket.socket) -> SocketFacts:
     state = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)[0] if is_tcp else None
     owner = os.fstat(one.fileno())
     return SocketFacts(
-        cookie=_cookie(one, _SO_COOKIE),
+        cookie=cookie_of(one),
         netns_cookie=_cookie(one, _SO_NETNS_COOKIE),
         uid=owner.st_uid,
         gid=owner.st_gid,
@@ -143,6 +165,11 @@ def facts_of(one: socket.socket) -> SocketFacts:
         tcp_state=None if state is None else SocketState(state),
         local_port=one.getsockname()[1] if is_tcp else 0,
     )
+
+
+def cookie_of(one: socket.socket) -> int:
+    """The number of a socket, never used again while the machine runs."""
+    return _cookie(one, _SO_COOKIE)
 
 
 def _cookie(one: socket.socket, option: int) -> int:

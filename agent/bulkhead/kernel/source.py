@@ -27,6 +27,7 @@ HEADERS = (
     "endpoint.h",
     "wire.h",
     "verdict.h",
+    "steering.h",
     "wire_datagram.h",
     "dns.h",
     "egress.h",
@@ -35,8 +36,8 @@ HEADERS = (
 """Everything that programs are made of, dependencies first."""
 
 PARTS = (
-    ("stage_egress.c", "stage_trailer.c", "stage_dns.c", "tc.c", "wire.c", "lifecycle.c"),
-    ("stage_ingress.c", "stage_datagram.c", "stage_wire.c", "cgroup.c"),
+    ("stage_egress.c", "stage_trailer.c", "stage_steered.c", "stage_dns.c", "tc.c", "wire.c", "lifecycle.c"),
+    ("stage_ingress.c", "stage_datagram.c", "stage_wire.c", "cgroup.c", "proxy.c"),
 )
 """Files with programs, in parts of about equal work: a compiler each, side by side."""
 
@@ -84,6 +85,7 @@ def prelude(pins: Path) -> str:
     offsets = field_offsets(KERNEL_FIELDS)
     lines = ["#define INLINE inline __attribute__((always_inline))", f'#define PIN_PATH "{pins}"']
     lines += [f"#define {name} {value}" for name, value in sorted(offsets.items())]
+    lines.append(f"#define BIT_SOCK_IPV6ONLY {bit_offset('sock_common', 'skc_ipv6only')}")
     lines.append(f"#define BIT_SKB_IP_SUMMED {bit_offset('sk_buff', 'ip_summed')}")
     return "\n".join(lines) + "\n"
 

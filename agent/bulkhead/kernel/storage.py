@@ -1,7 +1,7 @@
-"""The socket storage map, made before bcc runs.
+"""The socket storage maps, made before bcc runs.
 
 A socket storage map must come with type information. bcc would give it by compiling everything with debug information,
-which is half of its time; so the one map that needs types is made here from ten words of them, and bcc finds its pin.
+which is half of its time; so the maps that need types are made here from ten words of them, and bcc finds their pins.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from bulkhead.kernel.libbpf import BPF_F_NO_PREALLOC, Map, MapType
 
 _INT, _ARRAY = 1 << 24, 3 << 24
 _CLONE: Final = 1 << 9
-"""BPF_F_CLONE: a listener's value is copied into every socket it accepts."""
+"""BPF_F_CLONE."""
 _KEY_TYPE, _VALUE_TYPE = 1, 3
 
 
-def make(value_bytes: int) -> Map:
-    """An empty socket storage map, not pinned."""
+def make(name: str, value_bytes: int, *, handed_down: bool) -> Map:
+    """An empty socket storage map, not pinned. `handed_down`: a listener's value is copied into what it accepts."""
+    flags = BPF_F_NO_PREALLOC | (_CLONE if handed_down else 0)
     with libbpf.btf_load(_describe(value_bytes)) as types:
         return libbpf.map_create(
-            MapType.SK_STORAGE, "sockets", 4, value_bytes, 0, BPF_F_NO_PREALLOC | _CLONE,
-            types=(types, _KEY_TYPE, _VALUE_TYPE),
-        )  # fmt: skip
+            MapType.SK_STORAGE, name, 4, value_bytes, 0, flags, types=(types, _KEY_TYPE, _VALUE_TYPE)
+        )
 
 
 def _describe(value_bytes: int) -> bytes:

@@ -111,6 +111,6 @@ def test_static_assertions_hold_for_the_header_and_catch_a_narrowed_field(tmp_pa
         return subprocess.run(["gcc", "-fsyntax-only", str(source)], capture_output=True, text=True, check=False).stderr
 
     assert complaints(header) == ""
-    narrowed = header.replace("__u32 flags;      /* reserved, 0 */", "__u16 flags; __u16 rest;")
+    narrowed = header.replace("__u32 flags;      /* enum policy_flag */", "__u16 flags; __u16 rest;")
     assert narrowed != header
     assert "width of policy_entry.flags differs" in complaints(narrowed)
