@@ -20,7 +20,7 @@ _REPOSITORY = """\
 apiVersion: bulkhead/v1alpha1
 kind: Repository
 trustDomain: bench.example
-defaults: {mode: enforce}
+defaults: {mode: enforce, mtls: "off"}
 """
 _POLICY = """\
 apiVersion: bulkhead/v1alpha1

@@ -222,7 +222,7 @@ HOSTILE: Final[dict[str, Hostile]] = {
         "BH0307",
     ),
     "a field that cannot be enforced": _text(
-        HEAD + b"allow:\n  - {name: r, from: any, to: any, ports: [1], l7: {method: GET}}\n", "BH0208"
+        HEAD + b"allow:\n  - {name: r, from: any, to: any, ports: [1/udp], l7: {sni: [a.example]}}\n", "BH0511"
     ),
     "a dialect field that cannot be enforced": _text(_CLUSTER_POLICY + b"domainNames: [example.com]}]}]}\n", "BH1214"),
     "a dialect field that nobody knows": _text(_CLUSTER_POLICY + b"domains: [example.com]}]}]}\n", "BH0205"),

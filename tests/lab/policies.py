@@ -8,11 +8,12 @@ WORKLOADS = {name: f"{{match: {{cgroup: /{name}}}, mode: enforce}}" for name in 
 """Three workloads by control group, enforced."""
 
 
-def repository(hosts: str = "observe", default: str = "enforce") -> str:
-    """`bulkhead.yaml`."""
+def repository(hosts: str = "observe", default: str = "enforce", mtls: str = "off") -> str:
+    """`bulkhead.yaml`. Most lab hosts have no proxy, so that mutual TLS is off unless a test is about it."""
     return (
         "apiVersion: bulkhead/v1alpha1\nkind: Repository\ntrustDomain: example.org\n"
-        f"defaults: {{mode: {default}}}\nhosts: {{mode: {hosts}}}\n"
+        f'defaults: {{mode: {default}, mtls: "{mtls}"}}\n'
+        f"hosts: {{mode: {hosts}}}\n"
     )
 
 

@@ -21,7 +21,7 @@ REPOSITORY = """
 apiVersion: bulkhead/v1alpha1
 kind: Repository
 trustDomain: example.org
-defaults: {mode: enforce}
+defaults: {mode: enforce, mtls: "off"}
 hosts: {mode: enforce}
 """
 

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from bulkhead.abi import Direction
 from bulkhead.dataplane.reference import Address, Endpoint, Identified, Pod, Remote, Standing, can_be_on
 from bulkhead.errors import Loc
+from bulkhead.policy.l7 import L7, HttpMatch
 from bulkhead.policy.model import (
     Entity,
     External,
@@ -408,8 +409,23 @@ _TIMED = st.sampled_from([(NOW + timedelta(seconds=s), "team-dba", "OPS-1") for 
 _DEADLINES: st.SearchStrategy[tuple[datetime | None, str, str]] = st.one_of(st.just(_NEVER), _TIMED)
 
 
+_THIRD = _one_in(3)
+
+
 @st.composite
-def rules(draw: st.DrawFn, names: Names, loc: Loc) -> list[Rule]:
+def demands(draw: st.DrawFn, rule: Rule) -> Rule:
+    """The rule with what it may ask of conversations: plaintext permitted, or requests judged."""
+    if draw(_THIRD):
+        return replace(rule, mtls_off=True, mtls=False)
+    ends = (rule.source, rule.destination)
+    inside = not any(peer.externals or set(peer.entities) - {Entity.ANY} for peer in ends)
+    if inside and all(spec.protocol == TCP for spec in rule.ports) and draw(_BOOLEANS):
+        return replace(rule, l7=L7(rule.loc, (HttpMatch(rule.loc, ("GET",)),), text="GET"))
+    return rule
+
+
+@st.composite
+def rules(draw: st.DrawFn, names: Names, loc: Loc, demanding: bool = False) -> list[Rule]:
     """The rules of one policy, allows before exceptions; identifiers are given later."""
     made = []
     for number in range(draw(_RULE_COUNTS)):
@@ -417,7 +433,8 @@ def rules(draw: st.DrawFn, names: Names, loc: Loc) -> list[Rule]:
         source = draw(peers(names, managed_source))
         destination = draw(peers(names, managed=not managed_source))
         name = f"r{number}"
-        made.append(Rule(RuleId(0), names.policy, name, source, destination, draw(_PORTS), loc, *draw(_DEADLINES)))
+        rule = Rule(RuleId(0), names.policy, name, source, destination, draw(_PORTS), loc, *draw(_DEADLINES))
+        made.append(draw(demands(rule)) if demanding else rule)
     made.sort(key=lambda rule: rule.expires is not None)
     return [replace(rule, kind="exception" if rule.expires else "allow") for rule in made]
 
@@ -453,8 +470,11 @@ _POLICY_NAMES = _some(("shop", "ops", "lab"))
 
 
 @st.composite
-def policy_sets(draw: st.DrawFn) -> PolicySet:
-    """A whole repository as the values its text would parse into, but for lines and columns."""
+def policy_sets(draw: st.DrawFn, demanding: bool = False) -> PolicySet:
+    """A whole repository as the values its text would parse into, but for lines and columns.
+
+    With `demanding`, some rules permit plaintext and some are about requests.
+    """
     homes = {name: Loc(draw(_FILES), 1) for name in draw(_POLICY_NAMES)}
     scopes = {name: draw(_SCOPES) if draw(_RARELY) else None for name in homes}
     kept = _without_ties(w for name, loc in homes.items() for w in draw(workloads(name, loc, scopes[name])))
@@ -462,7 +482,7 @@ def policy_sets(draw: st.DrawFn) -> PolicySet:
     named: list[Workload | External] = [*kept, *outside]
     made = draw(lifelines(named, Loc(ROOT_FILE, 1))) if named else []
     for name, loc in homes.items():
-        made += draw(rules(Names(name, kept, outside), loc))
+        made += draw(rules(Names(name, kept, outside), loc, demanding))
     return PolicySet(
         commit="",
         trust_domain="example.org",
@@ -645,9 +665,9 @@ def crowds(draw: st.DrawFn) -> Case:
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
+def cases(draw: st.DrawFn, demanding: bool = False) -> Case:
     """A repository with endpoints and openings at one of its hosts."""
-    policy_set = draw(policy_sets())
+    policy_set = draw(policy_sets(demanding))
     host, rng = draw(_HOST_NAMES), Random(draw(_SEEDS))
     probes = Probes.of(policy_set, host)
     return Case(
@@ -673,7 +693,7 @@ class _Raw:
 
 def policy_texts() -> st.SearchStrategy[tuple[Case, dict[str, str]]]:
     """A case, and its repository as files by path."""
-    return cases().map(lambda case: (case, files_of(case.policy_set)))
+    return cases(demanding=True).map(lambda case: (case, files_of(case.policy_set)))
 
 
 def files_of(policy_set: PolicySet) -> dict[str, str]:
@@ -762,6 +782,10 @@ def _rule_value(rule: Rule) -> dict[str, object]:
         "to": _Raw(rule.destination.text),
         "ports": [_Raw(text) if text.isdigit() else text for text in texts],
     }
+    if rule.mtls_off:
+        value["mtls"] = "off"
+    if rule.l7 is not None:
+        value["l7"] = {"http": [{"methods": list(entry.methods)} for entry in rule.l7.http]}
     if rule.expires is None:
         return value
     expires = _Raw(rule.expires.strftime("%Y-%m-%dT%H:%M:%SZ"))

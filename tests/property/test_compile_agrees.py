@@ -11,7 +11,9 @@ from hypothesis import Phase, find, given, settings
 
 from bulkhead.abi import Direction, Identity
 from bulkhead.dataplane import reference
+from bulkhead.dataplane.bundle import pack, unpack
 from bulkhead.dataplane.compile import Compiled, class_of, compile_commit, lookup
+from bulkhead.dataplane.entries import LANE_MASK, MTLS, REQUESTS
 from bulkhead.dataplane.reference import Answer, Identified, Remote, Standing
 from bulkhead.policy.model import Entity, Mode, Peer, PolicySet, PortSpec
 from bulkhead.policy.nodes import Node
@@ -150,6 +152,77 @@ def test_an_opening_lasts_as_long_as_the_longest_lived_rule_to_any_workload(case
             assert any(entry.rule_id in answer.rules for answer in answers)
 
 
+# What conversations have to bring with them
+
+
+def demand_disagreement(policy_set: PolicySet, compiled: Compiled, opening: Opening) -> str:
+    """What the flags of an entry say differently from the oracle; empty when they do not."""
+    end = number_of(policy_set, compiled, opening.local), number_of(policy_set, compiled, opening.remote)
+    entry = lookup(compiled, end[0], opening.direction, end[1], opening.protocol, opening.port)
+    where = opening.host, opening.local, opening.direction, opening.remote, opening.protocol, opening.port
+    meant = reference.demanded(policy_set, *where, NOW)
+    flags = entry.flags if entry else 0
+    found = reference.Demand(bool(flags & MTLS), bool(flags & REQUESTS))
+    return "" if found == meant else f"{entry}, but {meant}"
+
+
+def lane_disagreement(policy_set: PolicySet, compiled: Compiled, opening: Opening) -> str:
+    """What an opening to a node is told differently from the oracle: its demands, its lane, who may answer there."""
+    local = number_of(policy_set, compiled, opening.local)
+    opened = replace(compiled, entries=compiled.openings)
+    entry = lookup(opened, local, Direction.EGRESS, Identity.PEER, opening.protocol, opening.port)
+    answers = reference.answerers(policy_set, opening.host, opening.local, opening.protocol, opening.port, NOW)
+    meant = reference.Demand(any(one.mtls for one in answers.values()), any(one.requests for one in answers.values()))
+    flags = entry.flags if entry else 0
+    found = reference.Demand(bool(flags & MTLS), bool(flags & REQUESTS))
+    lanes = {lane.number: lane for lane in compiled.mesh.lanes}
+    lane = lanes.get(flags & LANE_MASK)
+    wanted = tuple(sorted(reference.identity_number(policy_set.trust_domain, name) for name in answers))
+    same = (lane.source, lane.peers) == (local, wanted) if lane else meant == reference.Demand()
+    return "" if found == meant and same and bool(lane) == (flags != 0) else f"{entry} in {lane}, but {answers}"
+
+
+def demand_disagreements(case: Case, compiler: Compiler = compile_commit) -> list[str]:
+    compiled = compiler(case.policy_set, case.host, NOW)
+    asked_about = [opening for opening in case.openings if opening.local.standing is not Standing.LEGACY]
+    ways = (demand_disagreement, lane_disagreement)
+    return [how for each in asked_about for way in ways if (how := way(case.policy_set, compiled, each))]
+
+
+@settings(max_examples=settings().max_examples * 2 // 5)
+@given(strategies.cases(demanding=True))
+def test_entries_demand_what_the_policy_demands_and_name_the_lane_of_those_who_may_answer(case: Case) -> None:
+    assert demand_disagreements(case) == []
+
+
+@settings(max_examples=settings().max_examples // 10)
+@given(strategies.cases(demanding=True))
+def test_what_rules_demand_changes_nothing_of_what_they_allow(case: Case) -> None:
+    compiled = compile_commit(case.policy_set, case.host, NOW)
+    assert disagreements(case) == []
+    assert unpack(pack(compiled)).mesh == compiled.mesh
+
+
+@settings(max_examples=settings().max_examples // 10)
+@given(strategies.cases(demanding=True))
+def test_whoever_may_be_steered_to_a_local_workload_may_call_it(case: Case) -> None:
+    compiled = compile_commit(case.policy_set, case.host, NOW)
+    calls = {(call.destination, call.source): call.ports for call in compiled.mesh.calls}
+    numbers = {w.identity: w.qualified for w in compiled.workloads}
+    for opening in case.openings:
+        remote = opening.remote
+        if opening.direction is Direction.EGRESS or not isinstance(remote, Identified):
+            continue
+        meant = reference.demanded(case.policy_set, opening.host, opening.local, opening.direction, remote,
+                                   opening.protocol, opening.port, NOW)  # fmt: skip
+        ends = number_of(case.policy_set, compiled, opening.local), number_of(case.policy_set, compiled, remote)
+        allowed = asked(case.policy_set, opening).allowed and opening.protocol == strategies.TCP
+        through = any(first <= opening.port <= last for first, last in calls.get(ends, ()))
+        assert not (meant.mtls or meant.requests) or through
+        assert not through or allowed or opening.protocol != strategies.TCP
+        assert not through or ends[1] in numbers
+
+
 # A property that cannot fail proves nothing: each of these compilers is wrong in one small way.
 
 
@@ -212,6 +285,30 @@ def test_oracle_notices_a_widened_rule(mistake: Callable[[PolicySet], PolicySet]
     def wrong(policy_set: PolicySet, host: str | None, now: datetime) -> Compiled:
         return compile_commit(mistake(policy_set), host, now)
 
-    quickly = settings(max_examples=300, phases=[Phase.generate], database=None)
+    quickly = settings(max_examples=1000, phases=[Phase.generate], database=None)
     found = find(strategies.cases(), lambda case: bool(disagreements(case, wrong)), settings=quickly)
     assert disagreements(found, wrong)
+
+
+def _plaintext_everywhere(policy_set: PolicySet) -> PolicySet:
+    return replace(policy_set, rules=tuple(replace(rule, mtls=False) for rule in policy_set.rules))
+
+
+def _requests_unseen(policy_set: PolicySet) -> PolicySet:
+    return replace(policy_set, rules=tuple(replace(rule, l7=None) for rule in policy_set.rules))
+
+
+def _everything_demanded(policy_set: PolicySet) -> PolicySet:
+    return replace(policy_set, rules=tuple(replace(rule, mtls=True) for rule in policy_set.rules))
+
+
+@pytest.mark.parametrize("mistake", [_plaintext_everywhere, _requests_unseen, _everything_demanded])
+def test_oracle_notices_a_demand_that_is_forgotten_or_made_up(mistake: Callable[[PolicySet], PolicySet]) -> None:
+    def wrong(policy_set: PolicySet, host: str | None, now: datetime) -> Compiled:
+        return compile_commit(mistake(policy_set), host, now)
+
+    quickly = settings(max_examples=1000, phases=[Phase.generate], database=None)
+    found = find(
+        strategies.cases(demanding=True), lambda case: bool(demand_disagreements(case, wrong)), settings=quickly
+    )
+    assert demand_disagreements(found, wrong)

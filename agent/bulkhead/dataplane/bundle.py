@@ -11,6 +11,10 @@
     hosting     identities of workloads, then the number of the `host` globs of each
     host sets   a record table: globs by their number
     nodes       a record table: the records of nodes, counted from 1
+    mesh        five record tables: lanes by number, calls and authorizations by the workload that is called, issuers of
+                JWTs counted from 1, SPIFFE IDs by identity
+    modules     a record table: Rego modules, counted from 1
+    trust       a record table: bundles of other trust domains, counted from 1
 
 The agent is root and believes nothing: every length, number and record is checked before any is used, and equal bundles
 are equal bytes. Tables stay bytes and are decoded record by record, so that a large policy costs the agent what it
@@ -21,33 +25,47 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import struct
-import sys
 from array import array
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from itertools import pairwise
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from bulkhead.abi import Abi, Direction, Identity
 from bulkhead.dataplane.compile import ENTITY_NAMES, Compiled, PolicyEntry, PolicyKey, RuleInfo, WorkloadInfo
+from bulkhead.dataplane.entries import LANE_MASK, MTLS, REQUESTS
 from bulkhead.dataplane.hosting import HostSet, host_sets, hosting
+from bulkhead.dataplane.mesh import HBONE_PORT, Lane, Mesh
+from bulkhead.dataplane.mesh_records import MESH_SECTIONS, MeshTables, as_svid, mesh_sections
 from bulkhead.dataplane.names import DnsName, name_id, wire_key
-from bulkhead.dataplane.resolve import PEER
-from bulkhead.errors import Diagnostic, Loc, PolicyError
-from bulkhead.policy.model import Match, Mode, Network, QualifiedName, Requirement, RuleId
+from bulkhead.dataplane.records import BundleError as BundleError
+from bulkhead.dataplane.records import (
+    RecordTable,
+    as_flag,
+    as_loc,
+    as_pairs,
+    as_seconds,
+    as_text,
+    as_texts,
+    checked,
+    from_json,
+    json_bytes,
+    loc_record,
+    table_bytes,
+    u32s,
+)
+from bulkhead.dataplane.resolve import PEER, PROXY
+from bulkhead.policy.model import Match, Mode, Network, QualifiedName, Requirement, RuleId, TrustBundle
 from bulkhead.policy.nodes import KEY_BYTES, NAME, NUMBER_MAX, Node, Unknown
+from bulkhead.policy.ports import TCP
+from bulkhead.policy.rego_modules import RegoModule
 
 MAGIC: Final = b"BULKHEAD"
-VERSION: Final = 4
+VERSION: Final = 5
 SIZE_LIMIT: Final = 128 << 20
 """Bytes of the largest bundle that is written or read."""
-
-RECORD_LIMIT: Final = 4 << 20
-"""Bytes of the largest JSON text in it."""
 
 _FIXED_BITS: Final = 80
 """Bits of a policy key before the port."""
@@ -55,94 +73,16 @@ _FIXED_BITS: Final = 80
 _SECTIONS: Final = (
     "meta", "rules", "workloads", "classes",
     "policy_keys", "policy_entries", "keys4", "identities4", "keys6", "identities6", "names",
-    "hosted", "hosting", "host_sets", "nodes",
+    "hosted", "hosting", "host_sets", "nodes", *MESH_SECTIONS, "modules", "trust",
 )  # fmt: skip
 _HEADER: Final = struct.Struct(f"<8sII{len(_SECTIONS)}I32s")
-_POLICY: Final = struct.Struct("<IIIBBHI4xI4x")
+_POLICY: Final = struct.Struct("<IIIBBHI4xII")
 """Key and entry side by side; the port's bytes are swapped by hand, since it alone is big endian."""
 _KEY: Final = struct.Struct("<IIIBBH")
 _ENTRY: Final = struct.Struct("<IIII")
 _ADDRESS4: Final = struct.Struct("<I4sI")
 _ADDRESS6: Final = struct.Struct("<I16sI")
-_INDEX: Final = struct.Struct("<II")
-_COUNT: Final = struct.Struct("<I")
 _U32_MAX: Final = 0xFFFFFFFF
-
-_ENCODER: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, sort_keys=True, check_circular=False)
-
-T = TypeVar("T")
-
-
-class BundleError(PolicyError):
-    """The bytes are no bundle that this agent can enforce: refused whole, the last good one stays in force."""
-
-    def __init__(self, problem: str) -> None:
-        super().__init__([Diagnostic("BH0901", f"not a policy bundle: {problem}", Loc("bundle", 1))])
-
-
-class RecordTable:
-    """JSON records under ascending numbers, kept as the bytes they came in."""
-
-    def __init__(self, section: bytes, what: str) -> None:
-        """Raises BundleError when the index and the text behind it do not fit each other."""
-        if len(section) < _COUNT.size:
-            raise BundleError(f"the index of {what} is cut short")
-        (count,) = _COUNT.unpack_from(section)
-        start = _COUNT.size + count * _INDEX.size
-        if start > len(section):
-            raise BundleError(f"the index of {what} is cut short")
-        index = _u32s(section[_COUNT.size : start])
-        self._numbers, self._ends = index[0::2], index[1::2]
-        self._text = section[start:]
-        self._what = what
-        if any(a >= b for a, b in pairwise(self._numbers)) or any(a >= b for a, b in pairwise((0, *self._ends))):
-            raise BundleError(f"the index of {what} does not ascend")
-        if len(self._text) != (self._ends[-1] if count else 0):
-            raise BundleError(f"the text of {what} does not end with its index")
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def __contains__(self, number: int) -> bool:
-        return self._find(number) is not None
-
-    @property
-    def numbers(self) -> Iterable[int]:
-        """All numbers, ascending."""
-        return self._numbers
-
-    def get(self, number: int) -> list[Any] | None:
-        """The record of a number; None when there is none. Raises BundleError when it is not a JSON array."""
-        at = self._find(number)
-        if at is None:
-            return None
-        record = _json(self._text[self._ends[at - 1] if at else 0 : self._ends[at]], self._what)
-        if not isinstance(record, list):
-            raise BundleError(f"a record of {self._what} is not a list")
-        return record
-
-    def _find(self, number: int) -> int | None:
-        if not 0 <= number <= _U32_MAX:
-            return None
-        at = bisect_left(self._numbers, number)
-        return at if at < len(self._numbers) and self._numbers[at] == number else None
-
-
-def _u32s(data: bytes) -> array[int]:
-    values = array("I")
-    values.frombytes(data)
-    if sys.byteorder == "big":
-        values.byteswap()
-    return values
-
-
-def _json(text: bytes, what: str) -> Any:
-    if len(text) > RECORD_LIMIT:
-        raise BundleError(f"{what} has a record of {len(text):,} bytes")
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{what} has a record that is not JSON") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +118,9 @@ class Bundle:
     _names: RecordTable
     _host_sets: RecordTable
     _nodes: RecordTable
+    _mesh: MeshTables
+    _modules: RecordTable
+    _trust: RecordTable
 
     def rule(self, rule_id: int) -> RuleInfo | None:
         """A rule by its number."""
@@ -223,6 +166,18 @@ class Bundle:
         for number in self._nodes.numbers:
             yield _node(self._nodes.get(number) or [])
 
+    def mesh(self) -> Mesh:
+        """What the proxy of the host has to do."""
+        return self._mesh.mesh()
+
+    def modules(self) -> tuple[RegoModule, ...]:
+        """Rego of the repository, in file order."""
+        return tuple(_module(self._modules.get(number) or []) for number in self._modules.numbers)
+
+    def trust_bundles(self) -> tuple[TrustBundle, ...]:
+        """What vouches for other trust domains, in file order."""
+        return tuple(_trust_bundle(self._trust.get(number) or []) for number in self._trust.numbers)
+
     def identity_name(self, identity: int) -> str | None:
         """What to call an identity; None when the commit does not know it."""
         if identity in ENTITY_NAMES:
@@ -256,9 +211,9 @@ class Bundle:
         entries = _ENTRY.iter_unpack(self.policy_entries)
         for key, entry in zip(_KEY.iter_unpack(self.policy_keys), entries, strict=True):
             bits, local, remote, direction, protocol, port = key
-            rule_id, _, deadline, _ = entry
+            rule_id, _, deadline, flags = entry
             found = PolicyKey(local, direction, remote, protocol, _swapped(port), bits - _FIXED_BITS)
-            yield found, PolicyEntry(RuleId(rule_id), float(deadline) if deadline else None)
+            yield found, PolicyEntry(RuleId(rule_id), float(deadline) if deadline else None, flags)
 
     def prefixes(self, version: int) -> Iterator[tuple[Network, int]]:
         """All prefixes of one address family with their classes."""
@@ -266,7 +221,7 @@ class Bundle:
             (self.keys4, self.identities4, 8) if version == 4 else (self.keys6, self.identities6, 20)
         )
         family = IPv4Network if version == 4 else IPv6Network
-        for at, identity in enumerate(_u32s(identities)):
+        for at, identity in enumerate(u32s(identities)):
             key = keys[at * width : (at + 1) * width]
             yield family((key[4:], int.from_bytes(key[:4], "little"))), identity
 
@@ -277,26 +232,25 @@ class Bundle:
 def pack(compiled: Compiled) -> bytes:
     """The bundle of a compiled commit. Equal commits give equal bytes. Raises BundleError beyond the size limit."""
     sections = [
-        _dump(_meta(compiled)),
-        _records((number, _rule_record(rule)) for number, rule in compiled.rules.items()),
-        _records((workload.identity, _workload_record(workload)) for workload in compiled.workloads),
-        _records((number, list(members)) for number, members in compiled.classes.items()),
+        json_bytes(_meta(compiled)),
+        table_bytes((number, _rule_record(rule)) for number, rule in compiled.rules.items()),
+        table_bytes((workload.identity, _workload_record(workload)) for workload in compiled.workloads),
+        table_bytes((number, list(members)) for number, members in compiled.classes.items()),
         *_halves(_policy_records(compiled), _KEY.size, _POLICY.size),
         *_halves(_address_records(compiled.classes4, _ADDRESS4), 8, _ADDRESS4.size),
         *_halves(_address_records(compiled.classes6, _ADDRESS6), 20, _ADDRESS6.size),
-        _records((number, list(name)) for number, name in compiled.names.items()),
+        table_bytes((number, list(name)) for number, name in compiled.names.items()),
         *_hosting(compiled.hosting),
-        _records((number, list(globs)) for number, globs in compiled.host_sets.items()),
-        _records((number, _node_record(node)) for number, node in enumerate(compiled.nodes, 1)),
+        table_bytes((number, list(globs)) for number, globs in compiled.host_sets.items()),
+        table_bytes((number, _node_record(node)) for number, node in enumerate(compiled.nodes, 1)),
+        *mesh_sections(compiled.mesh),
+        table_bytes((number, _module_record(module)) for number, module in enumerate(compiled.modules, 1)),
+        table_bytes((number, _trust_record(one)) for number, one in enumerate(compiled.trust_bundles, 1)),
     ]
     body = b"".join(sections)
     if _HEADER.size + len(body) > SIZE_LIMIT:
         raise BundleError(f"{len(body):,} bytes are more than {SIZE_LIMIT:,}")
     return _HEADER.pack(MAGIC, VERSION, Abi.LAYOUT, *map(len, sections), hashlib.sha256(body).digest()) + body
-
-
-def _dump(value: object) -> bytes:
-    return _ENCODER.encode(value).encode()
 
 
 def _meta(compiled: Compiled) -> dict[str, object]:
@@ -310,23 +264,9 @@ def _meta(compiled: Compiled) -> dict[str, object]:
     }
 
 
-def _records(records: Iterable[tuple[int, list[object]]]) -> bytes:
-    ordered = sorted(records, key=lambda record: record[0])
-    texts = [_dump(record) for _, record in ordered]
-    index, end = bytearray(_COUNT.pack(len(ordered))), 0
-    for (number, _), text in zip(ordered, texts, strict=True):
-        end += len(text)
-        index += _INDEX.pack(number, end)
-    return bytes(index) + b"".join(texts)
-
-
-def _loc_record(loc: Loc) -> list[object]:
-    return [loc.file, loc.line, loc.column, loc.commit]
-
-
 def _rule_record(rule: RuleInfo) -> list[object]:
     texts: list[object] = [rule.name, rule.kind, rule.source, rule.destination, rule.ports]
-    return [*texts, rule.owner, rule.ticket, rule.why, rule.expires, _loc_record(rule.loc)]
+    return [*texts, rule.owner, rule.ticket, rule.why, rule.l7, rule.mtls, rule.expires, loc_record(rule.loc)]
 
 
 def _workload_record(workload: WorkloadInfo) -> list[object]:
@@ -335,15 +275,24 @@ def _workload_record(workload: WorkloadInfo) -> list[object]:
     keys = [list(values) for values in (*processes, match.namespace, match.service_account)]
     selector = [*keys, match.everything, match.cluster, [list(label) for label in match.labels]]
     labels = [list(label) for label in workload.labels]
-    spoken: list[object] = [workload.qualified, workload.spiffe_id, workload.mode.value]
+    spoken: list[object] = [workload.qualified, workload.spiffe_id, workload.svid, workload.mode.value]
     posture = [[one.term, list(one.expected)] for one in workload.posture]
-    return [*spoken, workload.local, labels, selector, posture, _loc_record(workload.loc)]
+    return [*spoken, workload.local, labels, selector, posture, loc_record(workload.loc)]
 
 
 def _node_record(node: Node) -> list[object]:
     key = None if node.key is None else base64.b64encode(node.key).decode()
     addresses = [str(network) for network in node.addresses]
-    return [node.name, node.number, addresses, key, node.unknown.value, node.revoked, node.origin]
+    ca = [base64.b64encode(der).decode() for der in node.ca]
+    return [node.name, node.number, addresses, key, node.unknown.value, node.revoked, node.origin, ca]
+
+
+def _module_record(module: RegoModule) -> list[object]:
+    return [module.path, module.text, loc_record(module.loc)]
+
+
+def _trust_record(one: TrustBundle) -> list[object]:
+    return [one.trust_domain, one.document, loc_record(one.loc)]
 
 
 def _hosting(numbers: Mapping[int, int]) -> tuple[bytes, bytes]:
@@ -356,10 +305,10 @@ def _policy_records(compiled: Compiled) -> list[bytes]:
     records = [
         pack_one(
             fixed + bits, local, remote, direction, protocol, port >> 8 | (port & 255) << 8,
-            rule_id, 0 if deadline is None else timed(deadline),
+            rule_id, 0 if deadline is None else timed(deadline), flags,
         )
         for entries in (compiled.entries, compiled.openings)
-        for (local, direction, remote, protocol, port, bits), (rule_id, deadline) in entries.items()
+        for (local, direction, remote, protocol, port, bits), (rule_id, deadline, flags) in entries.items()
     ]  # fmt: skip
     records.sort()
     return records
@@ -402,15 +351,17 @@ def read(data: bytes) -> Bundle:
     workloads = RecordTable(sections["workloads"], "workloads")
     classes = RecordTable(sections["classes"], "classes")
     names = RecordTable(sections["names"], "names")
+    mesh = MeshTables.read(sections)
     _check_policy(sections["policy_keys"], sections["policy_entries"], rules)
+    _check_flags(sections["policy_keys"], sections["policy_entries"], mesh.lanes())
     _check_addresses(sections["keys4"], sections["identities4"], 32, classes)
     _check_addresses(sections["keys6"], sections["identities6"], 128, classes)
-    meta = _checked(lambda: _read_meta(_json(sections["meta"], "meta")), "meta")
+    meta = checked(lambda: _read_meta(from_json(sections["meta"], "meta")), "meta")
     blobs = {name: sections[name] for name in (*_SECTIONS[4:10], "hosted", "hosting")}
     digest = data[_HEADER.size - 32 : _HEADER.size].hex()
     tables = {"_rules": rules, "_workloads": workloads, "_classes": classes, "_names": names}
-    tables |= {f"_{name}": RecordTable(sections[name], name) for name in ("host_sets", "nodes")}
-    bundle = Bundle(**(meta | blobs | tables | {"digest": digest}))
+    tables |= {f"_{name}": RecordTable(sections[name], name) for name in ("host_sets", "nodes", "modules", "trust")}
+    bundle = Bundle(**(meta | blobs | tables | {"digest": digest, "_mesh": mesh}))
     _check_records(bundle)
     return bundle
 
@@ -433,9 +384,12 @@ def unpack(data: bytes) -> Compiled:
         executables=bundle.executables,
         names=dict(bundle.names()),
         openings=dict(bundle.openings()),
-        hosting=dict(zip(_u32s(bundle.hosted), _u32s(bundle.hosting), strict=True)),
+        hosting=dict(zip(u32s(bundle.hosted), u32s(bundle.hosting), strict=True)),
         host_sets=bundle.host_sets(),
         nodes=tuple(bundle.nodes()),
+        mesh=bundle.mesh(),
+        modules=bundle.modules(),
+        trust_bundles=bundle.trust_bundles(),
     )
 
 
@@ -470,15 +424,33 @@ def _check_policy(keys: bytes, entries: bytes, rules: RecordTable) -> None:
             raise BundleError(f"a policy entry lets {local} talk to {remote}, which nothing may")
         if remote == PEER and direction != Direction.EGRESS:
             raise BundleError(f"a policy entry lets whoever a node says talk to {local}")
+        if PROXY in (local, remote) and (local, protocol, bits, _swapped(port)) != _TUNNELS:
+            raise BundleError(f"a policy entry lets a proxy talk otherwise than to proxies: {local} and {remote}")
     known = set(rules.numbers)
     for rule_id, hit_slot, _, flags in _ENTRY.iter_unpack(entries):
-        if rule_id not in known or hit_slot or flags:
+        if rule_id not in known or hit_slot or flags & ~_FLAGS:
             raise BundleError(f"a policy entry of rule {rule_id} is malformed")
+
+
+def _check_flags(keys: bytes, entries: bytes, lanes: Mapping[int, Lane]) -> None:
+    """Only TCP between workloads has any, and a lane is its caller's."""
+    flagged = (pair for pair in zip(_KEY.iter_unpack(keys), _ENTRY.iter_unpack(entries), strict=True) if pair[1][3])
+    for (_, local, remote, direction, protocol, _), (rule_id, _, _, flags) in flagged:
+        workloads = local > Identity.RESERVED_MAX and (
+            remote == PEER or Identity.RESERVED_MAX < remote <= _WORKLOAD_MAX
+        )
+        lane = flags & LANE_MASK
+        known = not lane or (lane in lanes and lanes[lane].source == local and direction == Direction.EGRESS)
+        if protocol != TCP or not workloads or not known or flags == lane:
+            raise BundleError(f"a policy entry of rule {rule_id} has the flags {flags:#x}, which it may not")
 
 
 _NOBODY: Final = frozenset(map(int, (Identity.UNKNOWN, Identity.AMBIGUOUS, Identity.WITHHELD)))
 _NEVER_LOCAL: Final = _NOBODY | {int(Identity.WORLD), int(Identity.PEER), int(Identity.LEGACY)}
+_RESERVED_MAX: Final = int(Identity.RESERVED_MAX)
 _WORKLOAD_MAX: Final = 0x7FFFFFFF
+_FLAGS: Final = MTLS | REQUESTS | LANE_MASK
+_TUNNELS: Final = (PROXY, TCP, _FIXED_BITS + 16, HBONE_PORT)
 _LAST_DIRECTION: Final = int(Direction.INGRESS)
 
 
@@ -487,7 +459,7 @@ def _check_addresses(keys: bytes, identities: bytes, width: int, classes: Record
     if len(keys) % size or len(identities) % 4 or len(keys) // size != len(identities) // 4:
         raise BundleError("address keys and identities do not match each other")
     _check_ascending(keys, size)
-    for at, identity in zip(range(0, len(keys), size), _u32s(identities), strict=True):
+    for at, identity in zip(range(0, len(keys), size), u32s(identities), strict=True):
         bits = int.from_bytes(keys[at : at + 4], "little")
         address = int.from_bytes(keys[at + 4 : at + size], "big")
         if bits > width or address & ((1 << (width - bits)) - 1) or identity not in classes:
@@ -515,6 +487,9 @@ def _check_records(bundle: Bundle) -> None:
             raise BundleError(f"the DNS name {number} is not what its number says, or of no class")
     _check_hosting(bundle)
     _check_nodes(bundle)
+    bundle.modules()
+    bundle.trust_bundles()
+    bundle._mesh.check({workload.identity: workload for workload in bundle.workloads()}, bundle._rules)
 
 
 def _check_hosting(bundle: Bundle) -> None:
@@ -534,23 +509,16 @@ def _check_nodes(bundle: Bundle) -> None:
             raise BundleError(f"node `{node.name}` has the number {node.number}, or no address")
 
 
-def _checked(build: Callable[[], T], what: str) -> T:
-    try:
-        return build()
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise BundleError(f"{what} has a record of another shape") from error
-
-
 def _read_meta(meta: Any) -> dict[str, Any]:
     if not isinstance(meta, dict):
         raise TypeError("not an object")
     known = {
-        "commit": _text(meta.pop("commit")),
-        "trust_domain": _text(meta.pop("trust_domain")),
-        "host": None if meta["host"] is None else _text(meta["host"]),
-        "host_mode": Mode(_text(meta.pop("host_mode"))),
-        "compiled_at": _seconds(meta.pop("compiled_at")),
-        "executables": _texts(meta.pop("executables")),
+        "commit": as_text(meta.pop("commit")),
+        "trust_domain": as_text(meta.pop("trust_domain")),
+        "host": None if meta["host"] is None else as_text(meta["host"]),
+        "host_mode": Mode(as_text(meta.pop("host_mode"))),
+        "compiled_at": as_seconds(meta.pop("compiled_at")),
+        "executables": as_texts(meta.pop("executables")),
     }
     if set(meta) != {"host"}:
         raise ValueError("unknown key")
@@ -559,39 +527,38 @@ def _read_meta(meta: Any) -> dict[str, Any]:
 
 def _rule(rule_id: int, record: list[Any]) -> RuleInfo:
     def build() -> RuleInfo:
-        name, kind, source, destination, ports, owner, ticket, why = _texts(record[:8])
-        expires, loc = record[8:]
-        deadline = None if expires is None else _seconds(expires)
-        place = _loc(loc)
+        name, kind, source, destination, ports, owner, ticket, why, l7 = as_texts(record[:9])
+        mtls, expires, loc = record[9:]
+        deadline = None if expires is None else as_seconds(expires)
+        place = as_loc(loc)
         qualified = QualifiedName(name)
-        return RuleInfo(
-            RuleId(rule_id), qualified, kind, place, source, destination, ports, deadline, owner, ticket, why
-        )
+        ends = source, destination, ports
+        return RuleInfo(RuleId(rule_id), qualified, kind, place, *ends, deadline, owner, ticket, why, as_flag(mtls), l7)
 
-    return _checked(build, "rules")
+    return checked(build, "rules")
 
 
 def _workload(identity: int, record: list[Any]) -> WorkloadInfo:
     def build() -> WorkloadInfo:
-        name, spiffe, mode, local, labels, (*keys, everything, cluster, carried), posture, loc = record
-        pairs = _pairs(labels)
-        *processes, namespace, account = map(_texts, keys)
+        name, spiffe, svid, mode, local, labels, (*keys, everything, cluster, carried), posture, loc = record
+        pairs = as_pairs(labels)
+        *processes, namespace, account = map(as_texts, keys)
         host, cgroup, unit, exe, user, group = processes
-        of_pods = namespace, account, _pairs(carried), _text(cluster)
-        match = Match(host, cgroup, unit, exe, user, group, _flag(everything), *of_pods)
-        qualified, place = QualifiedName(_text(name)), _loc(loc)
-        spoken = identity, qualified, _text(spiffe), Mode(_text(mode))
-        return WorkloadInfo(*spoken, match, pairs, place, _flag(local), _requirements(posture))
+        of_pods = namespace, account, as_pairs(carried), as_text(cluster)
+        match = Match(host, cgroup, unit, exe, user, group, as_flag(everything), *of_pods)
+        qualified, place = QualifiedName(as_text(name)), as_loc(loc)
+        spoken = identity, qualified, as_text(spiffe), Mode(as_text(mode))
+        return WorkloadInfo(*spoken, match, pairs, place, as_flag(local), _requirements(posture), as_svid(svid))
 
-    return _checked(build, "workloads")
+    return checked(build, "workloads")
 
 
 def _requirements(value: Any) -> tuple[Requirement, ...]:
-    return tuple(Requirement(_text(term), _texts(expected)) for term, expected in value)
+    return tuple(Requirement(as_text(term), as_texts(expected)) for term, expected in value)
 
 
 def _class(record: list[Any]) -> tuple[QualifiedName, ...]:
-    return _checked(lambda: tuple(map(QualifiedName, _texts(record))), "classes")
+    return checked(lambda: tuple(map(QualifiedName, as_texts(record))), "classes")
 
 
 def _name(record: list[Any]) -> DnsName:
@@ -599,63 +566,45 @@ def _name(record: list[Any]) -> DnsName:
         pattern, identity = record
         if type(identity) is not int:
             raise TypeError("not a number")
-        wire_key(_text(pattern))
+        wire_key(as_text(pattern))
         return DnsName(pattern, identity)
 
-    return _checked(build, "names")
+    return checked(build, "names")
+
+
+def _module(record: list[Any]) -> RegoModule:
+    def build() -> RegoModule:
+        path, text, loc = record
+        return RegoModule(as_text(path), as_text(text), as_loc(loc))
+
+    return checked(build, "modules")
+
+
+def _trust_bundle(record: list[Any]) -> TrustBundle:
+    def build() -> TrustBundle:
+        trust_domain, document, loc = record
+        return TrustBundle(as_text(trust_domain), as_text(document), as_loc(loc))
+
+    return checked(build, "trust")
 
 
 def _host_set(record: list[Any]) -> HostSet:
-    return _checked(lambda: _texts(record), "host_sets")
+    return checked(lambda: as_texts(record), "host_sets")
 
 
 def _node(record: list[Any]) -> Node:
     def build() -> Node:
-        name, number, addresses, key, unknown, revoked, origin = record
+        name, number, addresses, key, unknown, revoked, origin, ca = record
         if type(number) is not int:
             raise TypeError("not a number")
-        public = None if key is None else base64.b64decode(_text(key), validate=True)
+        public = None if key is None else base64.b64decode(as_text(key), validate=True)
         if public is not None and len(public) != KEY_BYTES:
             raise ValueError("not a key")
-        networks = tuple(map(ip_network, _texts(addresses)))
-        if not NAME.fullmatch(_text(name)):
+        networks = tuple(map(ip_network, as_texts(addresses)))
+        if not NAME.fullmatch(as_text(name)):
             raise ValueError("not a name")
-        return Node(name, number, networks, public, Unknown(_text(unknown)), _flag(revoked), _text(origin))
+        authorities = tuple(base64.b64decode(one, validate=True) for one in as_texts(ca))
+        known = Unknown(as_text(unknown))
+        return Node(name, number, networks, public, known, as_flag(revoked), as_text(origin), authorities)
 
-    return _checked(build, "nodes")
-
-
-def _loc(value: Any) -> Loc:
-    file, line, column, commit = value
-    if type(line) is not int or type(column) is not int:
-        raise TypeError("not a number")
-    return Loc(_text(file), line, column, _text(commit))
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError("not text")
-    value.encode()
-    return value
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise TypeError("not a list")
-    return tuple(map(_text, value))
-
-
-def _pairs(value: Any) -> tuple[tuple[str, str], ...]:
-    return tuple((_text(key), _text(text)) for key, text in value)
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError("not a flag")
-    return value
-
-
-def _seconds(value: Any) -> float:
-    if type(value) not in (int, float) or not 0 <= value < 1 << 40:
-        raise TypeError("not a time")
-    return float(value)
+    return checked(build, "nodes")

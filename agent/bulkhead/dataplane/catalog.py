@@ -150,7 +150,8 @@ def catalogue(policy_set: PolicySet, now: datetime, observed: Observed | None = 
 
     Raises PolicyError where `resolve` does. Whether tests and invariants hold is not judged here.
     """
-    directory = resolve(policy_set, observed.host if observed else None, now).directory
+    resolved = resolve(policy_set, observed.host if observed else None, now)
+    policy_set, directory = resolved.policy_set, resolved.directory
     ledger = Ledger(observed) if observed else None
     grants = tuple(_grant(rule, policy_set, directory, now, ledger) for rule in policy_set.rules)
     invariants = tuple(

@@ -78,6 +78,7 @@ def _stand_in(resolved: ResolvedCluster, party: Party) -> WorkloadInfo:
         labels=(),
         loc=resolved.rules[resolved.defaults["not-selected"]].loc,
         local=True,
+        svid=spiffe_id(resolved.policy_set.trust_domain, qualified),
     )
 
 

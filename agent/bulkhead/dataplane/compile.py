@@ -1,30 +1,31 @@
-"""A commit as the tables of one host: who may talk to whom, and by which rule.
-
-Each rule opens both ends: an egress entry at every local member of `from`, an ingress entry at every local member of
-`to`. The kernel takes the entry with the longest port prefix, whatever rule it came from, so entries that overlap are
-made to agree beforehand: an entry lasts as long as the longest-lived allow that covers it, and names a rule that holds
-for that long.
-"""
+"""A commit as the tables of one host: who may talk to whom, by which rule, and what its proxy does for that."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from ipaddress import IPv4Network, IPv6Network, ip_address
-from typing import NamedTuple
 
-from bulkhead.abi import Direction
 from bulkhead.dataplane.addresses import Address
+from bulkhead.dataplane.calls import mesh_of
+from bulkhead.dataplane.entries import PolicyEntry as PolicyEntry
+from bulkhead.dataplane.entries import PolicyKey as PolicyKey
+from bulkhead.dataplane.entries import build
 from bulkhead.dataplane.hosting import HostSet, host_sets, hosting
+from bulkhead.dataplane.istio import silent_rules
+from bulkhead.dataplane.lanes import steer
+from bulkhead.dataplane.mesh import HBONE_PORT, Mesh
 from bulkhead.dataplane.names import DnsName
 from bulkhead.dataplane.never import check_nevers
 from bulkhead.dataplane.policy_tests import check_tests
-from bulkhead.dataplane.ports import PORT_BITS, PortPrefix, port_prefixes, prefix_of
+from bulkhead.dataplane.ports import PORT_BITS, port_prefixes, prefix_of
+from bulkhead.dataplane.proxy_rule import KIND, NAME, proxy_entries, proxy_place, proxy_rule
 from bulkhead.dataplane.resolve import (
     HOST,
     LEGACY,
     PEER,
+    PROXY,
     WORLD,
     Limits,
     Resolved,
@@ -33,7 +34,8 @@ from bulkhead.dataplane.resolve import (
     resolve,
 )
 from bulkhead.errors import Diagnostic, Loc, PolicyError
-from bulkhead.identity.registry import spiffe_id
+from bulkhead.identity.registry import spiffe_id, svid_template
+from bulkhead.identity.svids import find_shared_ids
 from bulkhead.identity.ties import find_ties
 from bulkhead.policy.findings import excerpt
 from bulkhead.policy.lifeline import OPERATOR
@@ -42,39 +44,18 @@ from bulkhead.policy.model import (
     Mode,
     Network,
     PolicySet,
-    PortSpec,
     QualifiedName,
     Requirement,
     Rule,
     RuleId,
+    TrustBundle,
     Workload,
 )
 from bulkhead.policy.nodes import Node
+from bulkhead.policy.rego_modules import RegoModule
 
-ENTITY_NAMES = {HOST: "host", LEGACY: "legacy"}
+ENTITY_NAMES = {HOST: "host", LEGACY: "legacy", PROXY: "proxy"}
 """Entities that have a number of their own in every commit, and no externals."""
-
-
-class PolicyKey(NamedTuple):
-    """What one entry is about. A tuple rather than a dataclass: there can be a million of them."""
-
-    local_identity: int
-    direction: int
-    """`Direction`, as a plain number."""
-    remote_identity: int
-    protocol: int
-    port: int
-    """Of the end that is connected to; for ICMP `type << 8 | code`. Bits beyond `port_bits` are 0."""
-    port_bits: int
-    """0 (any port) to 16 (one port)."""
-
-
-class PolicyEntry(NamedTuple):
-    """An allow."""
-
-    rule_id: RuleId
-    deadline: float | None
-    """Unix seconds after which it lapses; None: never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +65,7 @@ class RuleInfo:
     rule_id: RuleId
     name: QualifiedName
     kind: str
-    """`allow`, `exception` or `lifeline`."""
+    """`allow`, `exception`, `lifeline`, `operator`, or `proxy` for what proxies say to each other."""
     loc: Loc
     source: str
     """Both peers and the ports, as written."""
@@ -95,6 +76,10 @@ class RuleInfo:
     owner: str = ""
     ticket: str = ""
     why: str = ""
+    mtls: bool = False
+    """Whether TCP between workloads needs mutual TLS by it."""
+    l7: str = ""
+    """What requests it is limited to, in short; empty: none in particular."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +96,8 @@ class WorkloadInfo:
     local: bool
     """Whether its `host` key lets it be on this host."""
     posture: tuple[Requirement, ...] = ()
+    svid: str = ""
+    """Template of the SPIFFE ID that its SVIDs have; `{host}` stands for the name of the node."""
 
     def as_workload(self) -> Workload:
         """Back in the words of the model, for the selectors."""
@@ -161,6 +148,11 @@ class Compiled:
     """The globs behind those numbers, but for that of any node."""
     nodes: tuple[Node, ...] = ()
     """The records of nodes in the commit, revoked ones included."""
+    mesh: Mesh = field(default_factory=Mesh)
+    """What the host's proxy has to do. Empty where every host is compiled at once."""
+    modules: tuple[RegoModule, ...] = ()
+    trust_bundles: tuple[TrustBundle, ...] = ()
+    """What vouches for other trust domains."""
 
     @property
     def sizes(self) -> Sizes:
@@ -171,8 +163,9 @@ class Compiled:
 def compile_commit(policy_set: PolicySet, host: str | None, now: datetime, limits: Limits | None = None) -> Compiled:
     """The tables of a host, or of all hosts at once when `host` is None, with every check made.
 
-    Raises PolicyError with all findings: workloads that tie (BH0601), identities that collide or are reserved
-    (BH0602), rules that break a `never` (BH0501), tests that fail (BH0502), more than the maps hold (BH0701).
+    Raises PolicyError with all findings: workloads that tie (BH0601) or share a SPIFFE ID (BH0605), identities that
+    collide or are reserved (BH0602), rules that break a `never` (BH0501), tests that fail (BH0502), more than the maps
+    hold (BH0701).
     """
     resolved, findings = examine(policy_set, host, now, limits)
     if findings:
@@ -188,7 +181,7 @@ def examine(
     Raises PolicyError where the findings leave nothing to compile: identities that collide, too many prefixes.
     """
     limits = limits or Limits()
-    findings = find_ties(policy_set.workloads)
+    findings = find_ties(policy_set.workloads) + find_shared_ids(policy_set.workloads)
     try:
         resolved = resolve(policy_set, host, now, limits)
     except PolicyError as error:
@@ -230,13 +223,25 @@ def _entry_count(found: ResolvedRule) -> int:
     """Entries of one rule, those that other rules give too included."""
     egress = len(found.source.local) * len(found.destination.members)
     ingress = len(found.destination.local) * len(found.source.members)
-    openings = len(found.source.local) if found.destination.has_workloads else 0
+    openings = len(found.source.local) if found.destination.workloads else 0
     return (egress + ingress + openings) * sum(len(port_prefixes(spec.first, spec.last)) for spec in found.rule.ports)
 
 
 def compile_resolved(resolved: Resolved) -> Compiled:
-    """The tables, without any check."""
+    """The tables, without any check but that they can be built.
+
+    Raises PolicyError (BH0701) when the proxy of the host would need more lanes than it may have.
+    """
     policy_set, directory = resolved.policy_set, resolved.directory
+    entries = build(resolved.rules)
+    openings, lanes = steer(resolved, entries)
+    mesh = mesh_of(resolved, lanes)
+    rules = {rule.rule_id: rule_info(rule) for rule in (*policy_set.rules, *silent_rules(policy_set))}
+    if not mesh.is_empty:
+        built_in = _proxy_rule(policy_set)
+        rules[built_in.rule_id] = built_in
+        for key, entry in proxy_entries(built_in.rule_id).items():
+            (openings if key.remote_identity == PEER else entries)[key] = entry
     workloads = tuple(_workload_info(resolved, workload) for workload in policy_set.workloads)
     return Compiled(
         commit=policy_set.commit,
@@ -244,18 +249,21 @@ def compile_resolved(resolved: Resolved) -> Compiled:
         host=resolved.host,
         host_mode=policy_set.host_mode,
         compiled_at=resolved.now.timestamp(),
-        entries=_entries(resolved.rules, _keys),
+        entries=entries,
         classes4=dict(directory.classes4),
         classes6=dict(directory.classes6),
         classes={number: tuple(sorted(members)) for members, number in directory.classes.items()},
         workloads=workloads,
-        rules={rule.rule_id: rule_info(rule) for rule in policy_set.rules},
+        rules=rules,
         executables=tuple(sorted({exe for w in workloads if w.local for exe in w.match.exe})),
         names=dict(directory.named),
-        openings=_entries(resolved.rules, _opening_keys),
+        openings=openings,
         hosting=hosting((workload.identity, workload.match) for workload in workloads),
         host_sets=host_sets(workload.match for workload in workloads),
         nodes=policy_set.nodes,
+        mesh=mesh,
+        modules=policy_set.modules,
+        trust_bundles=policy_set.trust_bundles,
     )
 
 
@@ -271,6 +279,7 @@ def _workload_info(resolved: Resolved, workload: Workload) -> WorkloadInfo:
         workload.loc,
         identity in resolved.directory.local,
         workload.posture,
+        svid_template(resolved.policy_set.trust_domain, workload),
     )
 
 
@@ -288,76 +297,15 @@ def rule_info(rule: Rule) -> RuleInfo:
         rule.owner,
         rule.ticket,
         rule.why,
+        rule.mtls,
+        rule.l7.text if rule.l7 else "",
     )
 
 
-# Entries
-
-
-def _entries(
-    rules: Iterable[ResolvedRule], keys: Callable[[ResolvedRule], Iterable[PolicyKey]]
-) -> dict[PolicyKey, PolicyEntry]:
-    entries: dict[PolicyKey, PolicyEntry] = {}
-    for found in sorted(rules, key=_preference):
-        entry = PolicyEntry(found.rule.rule_id, found.deadline)
-        for key in keys(found):
-            # The preferred rule comes first and keeps the key.
-            entries.setdefault(key, entry)
-    return _folded(entries)
-
-
-def _preference(found: ResolvedRule) -> tuple[float, int]:
-    """Permanent before passing, the later deadline before the earlier, then the lower rule id."""
-    return (float("-inf") if found.deadline is None else -found.deadline), found.rule.rule_id
-
-
-def _keys(found: ResolvedRule) -> Iterator[PolicyKey]:
-    ports = _protocol_prefixes(found.rule.ports)
-    egress, ingress = int(Direction.EGRESS), int(Direction.INGRESS)
-    ends = [(local, egress, found.destination.members) for local in found.source.local]
-    ends += [(local, ingress, found.source.members) for local in found.destination.local]
-    for local, direction, remotes in ends:
-        for remote in remotes:
-            for protocol, (value, bits) in ports:
-                yield PolicyKey(local, direction, remote, protocol, value, bits)
-
-
-def _opening_keys(found: ResolvedRule) -> Iterator[PolicyKey]:
-    if found.destination.has_workloads:
-        for local in found.source.local:
-            for protocol, (value, bits) in _protocol_prefixes(found.rule.ports):
-                yield PolicyKey(local, int(Direction.EGRESS), PEER, protocol, value, bits)
-
-
-def _protocol_prefixes(ports: Iterable[PortSpec]) -> list[tuple[int, PortPrefix]]:
-    return [(spec.protocol, prefix) for spec in ports for prefix in port_prefixes(spec.first, spec.last)]
-
-
-def _folded(entries: dict[PolicyKey, PolicyEntry]) -> dict[PolicyKey, PolicyEntry]:
-    """Entries with a deadline, each made to last as long as the longest-lived allow that covers it."""
-    widths = sorted({key.port_bits for key in entries}, reverse=True)
-    passing = [(key, entry) for key, entry in entries.items() if entry.deadline is not None]
-    folded = {key: _longest_lived(entry, _broader(entries, key, widths)) for key, entry in passing}
-    entries.update(folded)
-    return entries
-
-
-def _broader(entries: Mapping[PolicyKey, PolicyEntry], key: PolicyKey, widths: Iterable[int]) -> Iterator[PolicyEntry]:
-    """Entries for more ports around those of `key`, the nearest first."""
-    for bits in widths:
-        if bits < key.port_bits:
-            covering = entries.get(key._replace(port=prefix_of(key.port, bits).value, port_bits=bits))
-            if covering is not None:
-                yield covering
-
-
-def _longest_lived(entry: PolicyEntry, broader: Iterable[PolicyEntry]) -> PolicyEntry:
-    for other in broader:
-        if entry.deadline is None:
-            break
-        if other.deadline is None or other.deadline > entry.deadline:
-            entry = other
-    return entry
+def _proxy_rule(policy_set: PolicySet) -> RuleInfo:
+    ends, why = "proxy", "the tunnels between the nodes' proxies"
+    rule_id, loc = proxy_rule(policy_set), proxy_place(policy_set)
+    return RuleInfo(rule_id, NAME, KIND, loc, ends, ends, str(HBONE_PORT), why=why)
 
 
 # What the kernel does with them

@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 
 from bulkhead.dataplane.cluster_lint import cluster_lint
 from bulkhead.dataplane.exposure import MANAGEMENT, is_public, is_within, trusted_networks
-from bulkhead.dataplane.resolve import Resolved, resolve
+from bulkhead.dataplane.istio_lint import istio_lint
+from bulkhead.dataplane.resolve import Resolved, ResolvedRule, RuleIndex, resolve
 from bulkhead.dataplane.shadows import Shadow, shadows
 from bulkhead.errors import Diagnostic, Loc, PolicyError
 from bulkhead.policy.check import check, finding
@@ -21,7 +22,7 @@ from bulkhead.policy.model import (
     QualifiedName,
     Rule,
 )
-from bulkhead.policy.ports import PORT_MAX, PROTOCOLS
+from bulkhead.policy.ports import PORT_MAX, PROTOCOLS, TCP
 from bulkhead.policy.read import REPOSITORY_FILE
 
 MANY_PORTS = 10_000
@@ -41,9 +42,11 @@ def lint(policy_set: PolicySet, now: datetime, resolved: Resolved | None = None)
     that cannot be resolved is refused for that; rules that add nothing are then not looked for. Only an expired
     exception is an error.
     """
+    resolved = resolved or _resolved(policy_set, now)
+    policy_set = resolved.policy_set if resolved else policy_set
     found = [
         *check(policy_set),
-        *_redundant(policy_set, resolved or _resolved(policy_set, now)),
+        *_redundant(policy_set, resolved),
         *_places(policy_set),
         *_everybody(policy_set),
         *_wide(policy_set),
@@ -52,9 +55,11 @@ def lint(policy_set: PolicySet, now: datetime, resolved: Resolved | None = None)
         *_untested(policy_set),
         *_undocumented(policy_set),
         *_opted_out(policy_set),
+        *_mixed(policy_set, resolved),
         *_no_lifeline(policy_set),
         *_idle_excepts(policy_set),
         *cluster_lint(policy_set),
+        *istio_lint(policy_set, resolved),
     ]
     return tuple(sorted(found, key=lambda each: (each.loc, each.code)))
 
@@ -260,6 +265,38 @@ def _opted_out(policy_set: PolicySet) -> Iterator[Diagnostic]:
             owner = rule.owner or owners.get(rule.policy) or "nobody"
             hint = "make it an exception, which ends, or remove `mtls`"
             yield finding(policy_set, "BH1015", rule.loc, hint=hint, rule=rule.qualified, owner=owner)
+
+
+def _mixed(policy_set: PolicySet, resolved: Resolved | None) -> Iterator[Diagnostic]:
+    """Lasting rules that permit plaintext where another asks for mutual TLS. An exception ends, and may be meant."""
+    between = [
+        one for one in (resolved.rules if resolved else ()) if one.source.workloads and one.destination.workloads
+    ]
+    plain = [one for one in between if not one.rule.mtls and one.deadline is None]
+    index = RuleIndex([one for one in between if one.rule.mtls] if plain else ())
+    owners = {policy.name: policy.owner for policy in policy_set.policies}
+    for one in plain:
+        ports = [spec for spec in one.rule.ports if spec.protocol == TCP]
+        for other in index.between(one.source, one.destination, ports):
+            if _are_together(one, other):
+                rule, strict = one.rule, other.rule
+                yield finding(
+                    policy_set,
+                    "BH1019",
+                    rule.loc,
+                    hint="make it an exception, which ends, or let no other rule allow the same",
+                    related=((strict.loc, f"`{strict.qualified}` is here"),),
+                    rule=rule.qualified,
+                    other=strict.qualified,
+                    owner=rule.owner or owners.get(rule.policy) or "nobody",
+                )
+                break
+
+
+def _are_together(one: ResolvedRule, other: ResolvedRule) -> bool:
+    """Whether some workload may reach another by both."""
+    sources = one.source.workloads & other.source.workloads
+    return bool(sources and one.destination.workloads & other.destination.workloads)
 
 
 def _no_lifeline(policy_set: PolicySet) -> Iterator[Diagnostic]:

@@ -9,9 +9,11 @@ the proxy knows nothing of ports, and the kernel nothing of certificates.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
+from itertools import count
 from typing import Final
 
 from bulkhead.dataplane.requests import Authorization, JwtIssuer
@@ -28,7 +30,8 @@ class Lane:
     """One way out of a node."""
 
     number: int
-    """1 .. 2**22 - 2, of which its address is made. Equal lanes have equal numbers in every commit."""
+    """1 .. 2**22 - 2, of which its address is made. Equal lanes have equal numbers in every commit, unless two of a
+    commit want the same."""
     source: int
     """Identity of the caller."""
     peers: tuple[int, ...]
@@ -70,7 +73,29 @@ class Mesh:
         return not self.lanes and not self.calls
 
 
-def lane_number(source: int, peers: Iterable[int]) -> int:
-    """The number that these want. Two different lanes that want one number are refused at compile time (BH0604)."""
-    text = f"bulkhead lane {source} {','.join(map(str, sorted(peers)))}"
+def lane_number(source: int, peers: Iterable[int], attempt: int = 0) -> int:
+    """The number that these want, at first (`attempt` 0) or after two wanted the same (1, and so on)."""
+    text = f"bulkhead lane {source} {','.join(map(str, sorted(peers)))}{f' #{attempt}' if attempt else ''}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % ((1 << LANE_BITS) - 2) + 1
+
+
+Ends = tuple[int, tuple[int, ...]]
+"""Source and peers of a lane."""
+
+
+def number_lanes(lanes: Iterable[Ends]) -> dict[Ends, Lane]:
+    """Every lane with its number. What several want at once none of them gets: a number that was theirs in another
+    commit must not become the way of somebody else in this one."""
+    numbered: dict[Ends, Lane] = {}
+    refused: set[int] = set()
+    pending = sorted(set(lanes))
+    for attempt in count():
+        if not pending:
+            break
+        wanted = [lane_number(*ends, attempt) for ends in pending]
+        refused |= {number for number, wishes in Counter(wanted).items() if wishes > 1}
+        given = {ends: number for ends, number in zip(pending, wanted, strict=True) if number not in refused}
+        numbered |= {ends: Lane(number, *ends) for ends, number in given.items()}
+        refused |= set(given.values())
+        pending = [ends for ends in pending if ends not in given]
+    return numbered

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import product
 
+from bulkhead.dataplane.authorizations import Authorizations
+from bulkhead.dataplane.requests import Authorization
+from bulkhead.dataplane.requests_reference import Request, judge
 from bulkhead.dataplane.resolve import Resolved, ResolvedRule, RuleIndex, Side
 from bulkhead.errors import Diagnostic, Loc
+from bulkhead.identity.registry import svid_template
 from bulkhead.policy.codes import presentable
 from bulkhead.policy.model import Expectation, Peer, PolicyTest, PortSpec
+from bulkhead.policy.spiffe import HOST
 
 
 def check_tests(resolved: Resolved, index: RuleIndex) -> list[Diagnostic]:
@@ -15,10 +22,11 @@ def check_tests(resolved: Resolved, index: RuleIndex) -> list[Diagnostic]:
 
     A peer without members would make anything hold, so it fails what is expected of it.
     """
-    return [finding for test in resolved.policy_set.tests for finding in _check(resolved, index, test)]
+    requests = _Requests(resolved)
+    return [finding for test in resolved.policy_set.tests for finding in _check(resolved, index, requests, test)]
 
 
-def _check(resolved: Resolved, index: RuleIndex, test: PolicyTest) -> Iterator[Diagnostic]:
+def _check(resolved: Resolved, index: RuleIndex, requests: _Requests, test: PolicyTest) -> Iterator[Diagnostic]:
     side = resolved.directory.side
     source = side(test.source)
     for expectation in (*test.accept, *test.deny):
@@ -27,8 +35,13 @@ def _check(resolved: Resolved, index: RuleIndex, test: PolicyTest) -> Iterator[D
             yield failure(expectation, f"tests nothing: `{presentable(empty.text)}` has no members")
     for expectation in test.accept:
         yield from _check_accept(resolved, index, test, expectation)
+        if expectation.method:
+            yield from requests.check_accept(test, expectation)
     for expectation in test.deny:
-        yield from _check_deny(resolved, index, test, expectation)
+        if expectation.method:
+            yield from requests.check_deny(index, test, expectation)
+        else:
+            yield from _check_deny(resolved, index, test, expectation)
 
 
 def _empty(*peers: tuple[Peer, Side]) -> list[Peer]:
@@ -55,6 +68,64 @@ def _check_deny(resolved: Resolved, index: RuleIndex, test: PolicyTest, wanted: 
         yield failure(
             wanted, f"`{presentable(test.source.text)}` should not reach `{wanted.text}`, but {text}", related
         )
+
+
+class _Requests:
+    """Expectations of one request. What is asked of Rego is taken as allowed: its answer is not in the rules."""
+
+    def __init__(self, resolved: Resolved) -> None:
+        self._resolved = resolved
+        self._names = resolved.directory.names
+        self._known: dict[int, Authorization] = {}
+
+    def check_accept(self, test: PolicyTest, wanted: Expectation) -> Iterator[Diagnostic]:
+        """A finding for a pair of which the first may not request it."""
+        for source, destination in self._pairs(test, wanted):
+            if not self._passes(source, destination, wanted):
+                text = f"of `{self._names[destination]}` it is refused to `{self._names[source]}`"
+                yield failure(wanted, f"`{presentable(test.source.text)}` should get `{wanted.text}`, but {text}")
+                return
+
+    def check_deny(self, index: RuleIndex, test: PolicyTest, wanted: Expectation) -> Iterator[Diagnostic]:
+        """A finding for a pair of which the first reaches the second and may request it."""
+        side = self._resolved.directory.side
+        rules = index.between(side(test.source), side(wanted.destination), (wanted.port,))
+        for source, destination in self._pairs(test, wanted):
+            reaching = [one for one in rules if source in one.source.members and destination in one.destination.members]
+            if reaching and self._passes(source, destination, wanted):
+                text = f"`{self._names[source]}` gets it of `{self._names[destination]}`"
+                related = ((reaching[0].rule.loc, f"`{reaching[0].rule.qualified}` is here"),)
+                yield failure(
+                    wanted, f"`{presentable(test.source.text)}` should not get `{wanted.text}`, but {text}", related
+                )
+                return
+
+    def _pairs(self, test: PolicyTest, wanted: Expectation) -> Iterator[tuple[int, int]]:
+        side = self._resolved.directory.side
+        return product(sorted(side(test.source).members), sorted(side(wanted.destination).members))
+
+    def _passes(self, source: int, destination: int, wanted: Expectation) -> bool:
+        """Whether a request that reaches its workload is let through. Nobody looks at those of strangers."""
+        if source not in self._callers or destination not in self._callers:
+            return True
+        if destination not in self._known:
+            self._known[destination] = self._authorizations.of(destination)
+        judged = self._known[destination]
+        if not any(first <= wanted.port.first <= last for first, last in judged.ports):
+            return True
+        request = Request(self._callers[source], wanted.port.first, wanted.method, wanted.path)
+        return judge(judged, request, self._resolved.now.timestamp())[0]
+
+    @cached_property
+    def _authorizations(self) -> Authorizations:
+        return Authorizations(self._resolved)
+
+    @cached_property
+    def _callers(self) -> dict[int, str]:
+        """A SPIFFE ID of each workload, on some node."""
+        policy_set, numbers = self._resolved.policy_set, self._resolved.directory.workloads
+        templates = ((one, svid_template(policy_set.trust_domain, one)) for one in policy_set.workloads)
+        return {numbers[one.qualified]: template.replace(HOST, "node") for one, template in templates}
 
 
 def failure(wanted: Expectation, text: str, related: tuple[tuple[Loc, str], ...] = ()) -> Diagnostic:

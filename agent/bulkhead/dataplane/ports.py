@@ -1,11 +1,19 @@
-"""Port ranges as prefixes, since the kernel looks ports up by their longest prefix."""
+"""Ports as prefixes, since the kernel looks them up by their longest prefix, and as intervals."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
+from bulkhead.policy.model import PortSpec
+from bulkhead.policy.ports import TCP
+
 PORT_BITS = 16
+
+Ports = tuple[tuple[int, int], ...]
+"""Intervals of ports, disjoint, apart and ascending."""
 
 
 class PortPrefix(NamedTuple):
@@ -34,3 +42,28 @@ def prefix_of(port: int, bits: int) -> PortPrefix:
     """The prefix of `bits` bits around a port."""
     free = PORT_BITS - bits
     return PortPrefix(port >> free << free, bits)
+
+
+def tcp_ports(specs: Iterable[PortSpec]) -> Ports:
+    """The TCP ports among some."""
+    return joined((spec.first, spec.last) for spec in specs if spec.protocol == TCP)
+
+
+def joined(ranges: Iterable[tuple[int, int]]) -> Ports:
+    """Ranges that may overlap as intervals that do not."""
+    found: list[tuple[int, int]] = []
+    for first, last in sorted(ranges):
+        if found and first <= found[-1][1] + 1:
+            found[-1] = (found[-1][0], max(last, found[-1][1]))
+        else:
+            found.append((first, last))
+    return tuple(found)
+
+
+def common(one: Ports, other: Ports) -> Iterator[tuple[int, int]]:
+    """Where both are, ascending."""
+    for first, last in one:
+        for begin, end in other[bisect_left(other, first, key=lambda interval: interval[1]) :]:
+            if begin > last:
+                break
+            yield max(first, begin), min(last, end)

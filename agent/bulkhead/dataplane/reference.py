@@ -119,6 +119,16 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Demand:
+    """What a conversation that is allowed has to bring with it."""
+
+    mtls: bool = False
+    """Between nodes: mutual TLS, through the proxies."""
+    requests: bool = False
+    """A proxy that judges each request, on one host too."""
+
+
+@dataclass(frozen=True, slots=True)
 class Conversation:
     """Both ends' verdicts on one conversation."""
 
@@ -296,6 +306,43 @@ def judge(
         and is_member(policy_set, rule.destination, destination)
     ]
     return Answer(bool(rules), tuple(sorted(rule.rule_id for rule in rules)), _latest(rules))
+
+
+def demanded(
+    policy_set: PolicySet,
+    host: str,
+    local: Identified,
+    direction: Direction,
+    remote: Remote,
+    protocol: int,
+    port: int,
+    now: datetime,
+) -> Demand:
+    """What is asked of a conversation that `judge` allows. Arguments as for it.
+
+    Only TCP between workloads is asked for anything: for mutual TLS unless some rule permits plaintext, and for a judge
+    of requests if, of the rules that allow it, those that last longest all are about requests.
+    """
+    answer = judge(policy_set, host, local, direction, remote, protocol, port, now)
+    between = all(isinstance(end, Identified) and end.standing is Standing.WORKLOAD for end in (local, remote))
+    if not answer.allowed or not between or protocol != 6:
+        return Demand()
+    rules = [rule for rule in policy_set.rules if rule.rule_id in answer.rules]
+    lasting = [rule for rule in rules if rule.expires == answer.expires]
+    return Demand(all(rule.mtls for rule in rules), all(rule.by_request for rule in lasting))
+
+
+def answerers(
+    policy_set: PolicySet, host: str, local: Identified, protocol: int, port: int, now: datetime
+) -> dict[QualifiedName, Demand]:
+    """The workloads that may answer an opening to a node's address, and what is asked of the conversation with each."""
+    everyone = {w.qualified: Identified(Standing.WORKLOAD, (w.qualified,)) for w in policy_set.workloads}
+    opening = Direction.EGRESS
+    return {
+        name: demanded(policy_set, host, local, opening, end, protocol, port, now)
+        for name, end in everyone.items()
+        if judge(policy_set, host, local, opening, end, protocol, port, now).allowed
+    }
 
 
 def verdict(

@@ -7,10 +7,11 @@ carries them as JSON. Nothing here knows how a policy was written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Any, TypeAlias
+from ipaddress import ip_network
+from typing import Any, Final, TypeAlias
 
 from bulkhead.policy.model import Network, RuleId
 
@@ -233,3 +234,99 @@ def _field(value: object) -> Any:
     if isinstance(value, tuple):
         return [_field(one) for one in value]
     return value if isinstance(value, str | int | bool) else str(value)
+
+
+DEPTH_MAX: Final = 32
+NODES_MAX: Final = 10_000
+"""Of one condition that is read back."""
+TEXT_MAX: Final = 4096
+"""Characters of one text in it."""
+
+
+def condition_of(record: object) -> Condition:
+    """The condition that `condition_record` made this of. Raises ValueError for anything else, or beyond the limits."""
+    return _Reader().condition(record, 0)
+
+
+class _Reader:
+    """Reads one condition; counts what it has read."""
+
+    def __init__(self) -> None:
+        self._nodes = 0
+        self._readers: Mapping[type, tuple[Callable[[object, int], Any], ...]] = {
+            Always: (),
+            All: (self._conditions,),
+            AnyOf: (self._conditions,),
+            Not: (self.condition,),
+            Caller: (_text,),
+            CallerAddress: (_networks, _flag),
+            Port: (_port, _port),
+            CalledAddress: (_networks,),
+            Method: (_text,),
+            Path: (_text,),
+            PathTemplate: (_word,),
+            Host: (_text,),
+            Header: (_word, _text),
+            ServerName: (_text,),
+            RequestPrincipal: (_text,),
+            Claim: (_words, _text),
+        }
+
+    def condition(self, record: object, depth: int) -> Condition:
+        """A condition that lies `depth` others deep."""
+        self._nodes += 1
+        if depth > DEPTH_MAX or self._nodes > NODES_MAX:
+            raise ValueError(f"a condition is deeper than {DEPTH_MAX} or has more than {NODES_MAX:,} parts")
+        if not isinstance(record, list) or not record or not isinstance(record[0], str):
+            raise ValueError("a condition is not a list that begins with its kind")
+        kind = _CONDITIONS.get(record[0])
+        if kind is None or len(record) - 1 != len(self._readers[kind]):
+            raise ValueError(f"a condition is of the unknown kind `{record[0][:64]}`, or has not its parts")
+        parts = (read(value, depth + 1) for read, value in zip(self._readers[kind], record[1:], strict=True))
+        found: Condition = kind(*parts)
+        if isinstance(found, Port) and found.first > found.last:
+            raise ValueError(f"the ports {found.first} to {found.last} do not ascend")
+        return found
+
+    def _conditions(self, value: object, depth: int) -> tuple[Condition, ...]:
+        return tuple(self.condition(one, depth) for one in _list(value))
+
+
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError("a part of a condition is not a list")
+    return value
+
+
+def _word(value: object, _depth: int = 0) -> str:
+    if not isinstance(value, str) or len(value) > TEXT_MAX:
+        raise ValueError(f"a part of a condition is not a text of at most {TEXT_MAX} characters")
+    value.encode()
+    return value
+
+
+def _words(value: object, _depth: int) -> tuple[str, ...]:
+    return tuple(map(_word, _list(value)))
+
+
+def _flag(value: object, _depth: int = 0) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("a part of a condition is neither true nor false")
+    return value
+
+
+def _port(value: object, _depth: int) -> int:
+    if type(value) is not int or not 0 <= value <= 0xFFFF:
+        raise ValueError("a part of a condition is not a port")
+    return value
+
+
+def _text(value: object, _depth: int) -> Text:
+    parts = _list(value)
+    if len(parts) != 3:
+        raise ValueError("a pattern of a condition has not three parts")
+    return Text(How(_word(parts[0])), _word(parts[1]), _flag(parts[2]))
+
+
+def _networks(value: object, _depth: int) -> tuple[Network, ...]:
+    return tuple(ip_network(_word(one)) for one in _list(value))

@@ -13,6 +13,8 @@ from datetime import datetime
 from bulkhead.abi import Capacity, Identity
 from bulkhead.dataplane.addresses import WORLD_MEMBERS, address_classes, name_classes, prefix_count
 from bulkhead.dataplane.hosting import check_host_sets
+from bulkhead.dataplane.istio import with_opened
+from bulkhead.dataplane.istio_settle import settle
 from bulkhead.dataplane.names import DnsName, number_names
 from bulkhead.errors import Diagnostic, PolicyError
 from bulkhead.identity.registry import Members, assign_classes, assign_workloads
@@ -26,6 +28,8 @@ LEGACY = int(Identity.LEGACY)
 """Registered nodes without an agent. Judged at the other end alone, as addresses are."""
 PEER = int(Identity.PEER)
 """Whichever workload a node will answer with. In the kernel's tables alone: no rule is about it."""
+PROXY = int(Identity.PROXY)
+"""A node's proxy. No rule of a repository is about it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +55,8 @@ class Side:
     """Identities: workloads, the host, address classes."""
     local: tuple[int, ...]
     """Those that an endpoint of this host can have."""
-    has_workloads: bool = False
-    """Whether a workload is among the members."""
+    workloads: frozenset[int] = frozenset()
+    """The workloads among the members."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,17 +95,19 @@ class Directory:
         side = self._sides.get(key)
         if side is None:
             members = frozenset(self._members(peer))
-            has_workloads = bool(peer.workloads or (Entity.ANY in peer.entities and self.workloads))
-            side = self._sides[key] = Side(members, tuple(sorted(members & self.local)), has_workloads)
+            workloads = frozenset(self._workloads_of(peer))
+            side = self._sides[key] = Side(members, tuple(sorted(members & self.local)), workloads)
         return side
 
+    def _workloads_of(self, peer: Peer) -> Iterable[int]:
+        if Entity.ANY in peer.entities:
+            return self.workloads.values()
+        return (self.workloads[name] for name in peer.workloads)
+
     def _members(self, peer: Peer) -> Iterable[int]:
-        for name in peer.workloads:
-            yield self.workloads[name]
+        yield from self._workloads_of(peer)
         for name in peer.externals:
             yield from self._classes_of.get(name, ())
-        if Entity.ANY in peer.entities:
-            yield from self.workloads.values()
         if Entity.HOST in peer.entities:
             yield HOST
         if Entity.WORLD in peer.entities:
@@ -115,21 +121,26 @@ class Resolved:
     """A commit as one host sees it at one time."""
 
     policy_set: PolicySet
+    """With the rules that Istio's policies become."""
     host: str | None
     """None: every host at once, so that each workload counts as local."""
     now: datetime
     directory: Directory
     rules: tuple[ResolvedRule, ...]
-    """Those in force: an exception that has expired is not among them."""
+    """Those in force: an exception that has expired is not among them. What Istio's policies divide is there in parts
+    that have nothing in common."""
 
 
 def resolve(policy_set: PolicySet, host: str | None, now: datetime, limits: Limits | None = None) -> Resolved:
     """Rules and peers with their members. `now` is timezone-aware.
 
     Raises PolicyError when identities collide or are reserved (BH0602), and when there are more prefixes than
-    the limits allow (BH0701), or when different `host` globs share a number (BH0603).
+    the limits allow (BH0701), or when different `host` globs share a number (BH0603), or when Istio's policies would
+    have to judge requests that come through no proxy (BH1308).
     """
     directory = _directory(policy_set, host, limits or Limits())
+    if policy_set.istio:
+        policy_set = with_opened(policy_set)
     rules = (
         ResolvedRule(
             rule,
@@ -140,7 +151,8 @@ def resolve(policy_set: PolicySet, host: str | None, now: datetime, limits: Limi
         for rule in policy_set.rules
         if rule.expires is None or rule.expires > now
     )
-    return Resolved(policy_set, host, now, directory, tuple(rules))
+    in_force = settle(policy_set, directory, rules) if policy_set.istio else tuple(rules)
+    return Resolved(policy_set, host, now, directory, in_force)
 
 
 def _directory(policy_set: PolicySet, host: str | None, limits: Limits) -> Directory:

@@ -7,6 +7,7 @@ found, and what has been found no longer counts for the others.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import NamedTuple
@@ -25,11 +26,14 @@ def shadows(resolved: Resolved) -> list[Shadow]:
     """Every rule in force that adds nothing to the others, those that one covers first.
 
     A lifeline is kept whatever else allows the same: that is what it is for. A rule without members on one side is no
-    shadow, it is nothing.
+    shadow, it is nothing. What is judged by request neither covers another rule nor is covered, and a rule of which
+    Istio's policies left several parts is kept.
     """
-    rules = [rule for rule in resolved.rules if rule.source.members and rule.destination.members]
+    plain = [rule for rule in resolved.rules if not rule.rule.by_request]
+    rules = [rule for rule in plain if rule.source.members and rule.destination.members]
     openings = _Openings(rules)
-    candidates = [rule for rule in rules if rule.rule.kind != "lifeline"]
+    parts = Counter(rule.rule.rule_id for rule in resolved.rules)
+    candidates = [rule for rule in rules if rule.rule.kind != "lifeline" and parts[rule.rule.rule_id] == 1]
     found = [Shadow(rule, (other,)) for rule in candidates if (other := _covered_by_one(openings, rule)) is not None]
     dropped = {shadow.rule for shadow in found}
     for rule in reversed(candidates):
@@ -59,10 +63,14 @@ def _is_later_equal(other: ResolvedRule, rule: ResolvedRule) -> bool:
     if other.rule.kind == "lifeline" or other.rule.rule_id < rule.rule.rule_id:
         return False
     same_ends = (other.source.members, other.destination.members) == (rule.source.members, rule.destination.members)
-    return same_ends and other.deadline == rule.deadline and _has_ports(rule, other)
+    same_demands = other.rule.mtls == rule.rule.mtls
+    return same_ends and same_demands and other.deadline == rule.deadline and _has_ports(rule, other)
 
 
 def _outlasts(wide: ResolvedRule, narrow: ResolvedRule) -> bool:
+    """Whether one rule holds for as long as another, and permits plaintext where that does."""
+    if wide.rule.mtls and not narrow.rule.mtls:
+        return False
     return wide.deadline is None or (narrow.deadline is not None and narrow.deadline <= wide.deadline)
 
 

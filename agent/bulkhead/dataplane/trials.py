@@ -76,7 +76,7 @@ def trials(resolved: Resolved, tables: Tables) -> list[Trial]:
     ]
     for test in resolved.policy_set.tests:
         source = side(test.source)
-        expected = [*((True, each) for each in test.accept), *((False, each) for each in test.deny)]
+        expected = [*((True, each) for each in test.accept), *((False, each) for each in test.deny if not each.method)]
         found.extend(Trial(e.loc, wanted, source, side(e.destination), (e.port,), True) for wanted, e in expected)
     return found
 

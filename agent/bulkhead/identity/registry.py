@@ -26,6 +26,11 @@ def spiffe_id(trust_domain: str, qualified: QualifiedName) -> str:
     return f"spiffe://{trust_domain}/{qualified}"
 
 
+def svid_template(trust_domain: str, workload: Workload) -> str:
+    """The SPIFFE ID of a workload's SVIDs, in which `{host}` stands for the name of the node that it runs on."""
+    return f"spiffe://{trust_domain}{workload.spiffe or '/' + workload.qualified}"
+
+
 def workload_identity(trust_domain: str, qualified: QualifiedName) -> int:
     """The number of a workload; may be a reserved one, which `assign_workloads` refuses."""
     return _hash(spiffe_id(trust_domain, qualified)) & ~CLASS_BIT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator
@@ -13,8 +14,21 @@ from bulkhead.errors import Loc
 from bulkhead.policy.cluster import SHORT_NAMES, ClusterPolicy, ClusterRule, Tier
 from bulkhead.policy.dialects.peers import peer_text, peers_text
 from bulkhead.policy.dialects.ports import ports_text
+from bulkhead.policy.istio import IstioPolicy, IstioRule, PeerAuthentication
 from bulkhead.policy.keys import key_fingerprint
-from bulkhead.policy.model import External, Match, Never, Policy, PolicySet, Requirement, Rule, Signer, Workload
+from bulkhead.policy.l7 import Issuer, in_full
+from bulkhead.policy.model import (
+    External,
+    Match,
+    Never,
+    Policy,
+    PolicySet,
+    Requirement,
+    Rule,
+    Signer,
+    TrustBundle,
+    Workload,
+)
 from bulkhead.policy.nodes import Node
 
 RULE_KINDS: Final = ("allow", "exception", "lifeline")
@@ -23,8 +37,12 @@ CLUSTER_RULE: Final = "rule"
 """The kind of a rule of a Kubernetes policy."""
 CLUSTER_KINDS: Final = (*SHORT_NAMES, CLUSTER_RULE)
 
-_OWN_KINDS: Final = ("repository", "signer", "node", "policy", "workload", "external", *RULE_KINDS, "never")
-_KINDS: Final = (*_OWN_KINDS, *CLUSTER_KINDS)
+_OWN_KINDS: Final = (
+    *("repository", "signer", "node", "trust bundle"),
+    *("policy", "workload", "external", *RULE_KINDS, "never"),
+)
+_ISTIO_KINDS: Final = ("AuthorizationPolicy", "PeerAuthentication")
+_KINDS: Final = (*_OWN_KINDS, *CLUSTER_KINDS, *_ISTIO_KINDS)
 """In the order in which they are shown."""
 
 
@@ -49,7 +67,7 @@ class Altered:
     after: Loc | None
     """None: removed."""
     effect: bool = True
-    """False for a rule that changes nobody's reach."""
+    """False for a rule that changes nobody's reach, nor what is asked of anybody."""
 
     @property
     def what(self) -> str:
@@ -58,6 +76,17 @@ class Altered:
             return "added"
         return "removed" if self.after is None else "changed"
 
+    @property
+    def requests(self) -> str:
+        """`narrowed`, `widened` or `changed`, by what a rule says of them; empty where it says the same."""
+        detail = next((one for one in self.details if one.field == "l7"), None)
+        if detail is None or self.what != "changed":
+            return ""
+        before, after = (set(text.split("; ")) for text in (detail.before, detail.after))
+        if not detail.before or (detail.after and after < before):
+            return "narrowed"
+        return "widened" if not detail.after or before < after else "changed"
+
 
 class _Thing(NamedTuple):
     loc: Loc
@@ -65,6 +94,9 @@ class _Thing(NamedTuple):
 
 
 Things = dict[tuple[str, str], _Thing]
+
+DEMANDS = frozenset({"mtls", "l7", "authz"})
+"""Fields of a rule that say what a conversation has to bring with it, which is no reach."""
 
 
 def alterations(before: PolicySet, after: PolicySet, effective: Collection[tuple[str, str]]) -> tuple[Altered, ...]:
@@ -87,7 +119,8 @@ def _altered(
     )
     if old is not None and new is not None and not details:
         return None
-    effect = key[0] not in RULE_KINDS or key in effective
+    demands = any(detail.field in DEMANDS for detail in details)
+    effect = key[0] not in RULE_KINDS or key in effective or demands
     return Altered(*key, details, old.loc if old else None, new.loc if new else None, effect)
 
 
@@ -95,19 +128,28 @@ def _things(policy_set: PolicySet) -> Things:
     things: Things = {("repository", ""): _repository(policy_set)}
     things.update((("signer", f"{one.name} {key_fingerprint(one.key)}"), _signer(one)) for one in policy_set.signers)
     things.update(_node_things(policy_set))
+    things.update((("trust bundle", one.trust_domain), _trust_bundle(one)) for one in policy_set.trust_bundles)
     things.update((("policy", one.name), _policy(one)) for one in policy_set.policies)
     things.update((("workload", one.qualified), _workload(one)) for one in policy_set.workloads)
     things.update((("external", one.qualified), _external(one)) for one in policy_set.externals)
-    things.update(((one.kind, one.qualified), _rule(one)) for one in policy_set.rules)
+    rules = (one for one in policy_set.rules if one.kind in RULE_KINDS)
+    things.update(((one.kind, one.qualified), _rule(one, policy_set.mtls)) for one in rules)
     things.update((("never", f"{one.policy}/{one.name}"), _never(one)) for one in policy_set.nevers)
     for policy in policy_set.cluster_policies:
         things.update(_cluster_things(policy))
+    things.update(((type(one).__name__, f"{one.namespace}/{one.name}"), _istio(one)) for one in policy_set.istio)
     return things
 
 
 def _repository(policy_set: PolicySet) -> _Thing:
     loc = Loc("bulkhead.yaml", 1, commit=policy_set.sources.abbreviated if policy_set.sources else "")
-    return _Thing(loc, {"trustDomain": policy_set.trust_domain, "hosts.mode": policy_set.host_mode.value})
+    fields = {"trustDomain": policy_set.trust_domain, "hosts.mode": policy_set.host_mode.value}
+    fields |= {"defaults.mtls": "required" if policy_set.mtls else "off"}
+    return _Thing(loc, fields | {f"jwt.{one.name}": _issuer(one) for one in policy_set.issuers})
+
+
+def _issuer(one: Issuer) -> str:
+    return f"{one.issuer} for {_list(one.audiences) or 'any'}, keys {_fingerprint(one.jwks.encode())}"
 
 
 def _signer(one: Signer) -> _Thing:
@@ -132,7 +174,17 @@ def _node(one: Node) -> dict[str, str]:
         "addresses": _list(map(str, one.addresses)),
         "unknown": one.unknown.value,
         "revoked": "true" if one.revoked else "",
+        "ca": _list(_fingerprint(der) for der in one.ca),
     }
+
+
+def _trust_bundle(one: TrustBundle) -> _Thing:
+    return _Thing(one.loc, {"bundle": _fingerprint(one.document.encode())})
+
+
+def _fingerprint(content: bytes) -> str:
+    """Enough to see that it is another one."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _policy(one: Policy) -> _Thing:
@@ -144,7 +196,7 @@ def _policy(one: Policy) -> _Thing:
 
 def _workload(one: Workload) -> _Thing:
     fields = {"match": _match(one.match), "mode": one.mode.value, "labels": _labels(one.labels)}
-    return _Thing(one.loc, fields | {"posture": _posture(one.posture)})
+    return _Thing(one.loc, fields | {"posture": _posture(one.posture), "spiffe": one.spiffe})
 
 
 def _match(match: Match) -> str:
@@ -171,12 +223,15 @@ def _external(one: External) -> _Thing:
     return _Thing(one.loc, {**addresses, "fqdn": _list(one.fqdn)})
 
 
-def _rule(one: Rule) -> _Thing:
-    return _Thing(one.loc, dict(_rule_fields(one)))
+def _rule(one: Rule, mtls: bool) -> _Thing:
+    return _Thing(one.loc, dict(_rule_fields(one, mtls)))
 
 
-def _rule_fields(one: Rule) -> Iterator[tuple[str, str]]:
+def _rule_fields(one: Rule, mtls: bool) -> Iterator[tuple[str, str]]:
+    """`mtls` is what the repository asks of rules that do not say."""
     yield from _ends(one)
+    yield "mtls", "" if one.mtls is mtls else "required" if one.mtls else "off"
+    yield from (("l7", in_full(one.l7) if one.l7 else ""), ("authz", one.authz))
     yield "expires", one.expires.isoformat() if one.expires else ""
     yield from (("owner", one.owner), ("ticket", one.ticket), ("why", one.why))
 
@@ -246,6 +301,24 @@ def _cluster_rule(rule: ClusterRule, direction: str) -> dict[str, str]:
     end = "from" if direction == "ingress" else "to"
     ports = ports_text(rule.ports, sys.maxsize)
     return {"action": rule.action.value, end: peers_text(rule.peers, sys.maxsize), "ports": ports}
+
+
+# Istio's policies
+
+
+def _istio(one: IstioPolicy) -> _Thing:
+    """A policy with its rules: they have no names, and no order that says anything."""
+    fields = {"selector": _labels(one.labels)}
+    if isinstance(one, PeerAuthentication):
+        ports = (f"{port}: {mode}" for port, mode in one.ports)
+        return _Thing(one.loc, fields | {"mtls": one.mode.value, "portLevelMtls": _list(ports)})
+    fields |= {"action": one.action.value, "provider": one.provider, "dry-run": "true" if one.dry_run else ""}
+    return _Thing(one.loc, fields | {rule.name: _istio_rule(rule) for rule in one.rules})
+
+
+def _istio_rule(rule: IstioRule) -> str:
+    texts = (", ".join(f"{key}: [{_list(map(str, values))}]" for key, values in term.items()) for term in rule.terms())
+    return "; ".join(texts) or "everything"
 
 
 def _list(texts: Iterable[str]) -> str:

@@ -26,7 +26,8 @@ def finding(
     policy_set: PolicySet, number: str, loc: Loc, *, hint: str = "", related: Related = (), **values: object
 ) -> Diagnostic:
     """A finding at a place that a PolicySet knows, with the line if it can be shown."""
-    files = policy_set.sources.files if policy_set.sources else ()
+    sources = policy_set.sources
+    files = (*sources.files, *sources.modules) if sources else ()
     content = next((file.content for file in files if file.path == loc.file), b"")
     return Diagnostic(
         code=number,

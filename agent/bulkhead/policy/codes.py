@@ -8,6 +8,7 @@ Codes never change their meaning and are never used again. `python -m bulkhead.p
     04xx  names                 09xx  bundles, the kernel
     05xx  meaning, invariants   10xx  lint
     11xx  signatures, source    12xx  Kubernetes dialects
+    13xx  Istio dialects        14xx  Rego
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ GROUPS = {
     "10": "Lint",
     "11": "Signatures and source",
     "12": "Kubernetes dialects",
+    "13": "Istio dialects",
+    "14": "Rego",
 }
 
 
@@ -57,6 +60,7 @@ _HEAD = "apiVersion: bulkhead/v1alpha1\nkind: Policy\nmetadata: {name: shop}\n"
 _SHOP = _HEAD + "workloads:\n  web: {match: {unit: nginx.service}}\n  api: {match: {unit: api.service}}\n"
 _REPOSITORY = "apiVersion: bulkhead/v1alpha1\nkind: Repository\n"
 _NODE = "apiVersion: bulkhead/v1alpha1\nkind: Node\nmetadata: {name: web-1}\naddresses: [192.0.2.1]\n"
+_TRUST_BUNDLE = "apiVersion: bulkhead/v1alpha1\nkind: TrustBundle\nmetadata: {name: partner.example}\n"
 _NETPOL = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: web}\n"
 _CNP = (
     "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {name: base}\n"
@@ -185,12 +189,6 @@ _STRUCTURE = (
         _HEAD + "allow:\n  - {name: web-api, from: any, to: any, ports: 443}\n",
     ),
     Code(
-        "BH0208",
-        "`{key}` is not in this version",
-        "The language has a place for it, this version cannot enforce it, and what cannot be enforced is refused.",
-        _SHOP + "allow:\n  - {name: web-api, from: web, to: api, ports: [443], l7: {}}\n",
-    ),
-    Code(
         "BH0209",
         "{what} must not be empty",
         "An empty list or mapping is more likely a slip than a wish. A selector of everything is written `all: true`.",
@@ -200,7 +198,7 @@ _STRUCTURE = (
         "BH0210",
         "`{key}` does not go with `{other}`",
         "An external is known by its addresses (`cidr`, `except`) or by DNS names (`fqdn`); a workload is processes of "
-        "hosts, or pods (`namespace`, `serviceAccount`, `labels`).",
+        "hosts, or pods (`namespace`, `serviceAccount`, `labels`); `l7` is about `http` or about `sni`.",
         _HEAD + "workloads:\n  web: {match: {namespace: shop, unit: nginx.service}}\n",
     ),
 )
@@ -372,6 +370,88 @@ _VALUES = (
         "What a node says on the wire names it by a number of 24 bits. Without `number` it is a hash of the name.",
         _NODE + "number: 16777216\n",
     ),
+    Code(
+        "BH0327",
+        "this is not a certificate of a node's authority: {problem}",
+        "`ca` lists the certificates that vouch for a node's workloads, as `bulkhead identity init` prints them: one, "
+        "or two while the authority is replaced.",
+        _NODE + "ca: [c2hvcnQ=]\n",
+    ),
+    Code(
+        "BH0328",
+        "this is not a trust bundle: {problem}",
+        "A `kind: TrustBundle` has a SPIFFE bundle document, as the other trust domain publishes it, as text.",
+        _TRUST_BUNDLE + "bundle: '{}'\n",
+    ),
+    Code(
+        "BH0340",
+        "`{text}` is not an HTTP method",
+        "Methods are case-sensitive words (RFC 9110): `GET`, `POST`. `get` is another one, which nobody sends.",
+        _SHOP + "allow:\n  - {name: web-api, from: web, to: api, ports: [443], l7: {http: [{methods: [get]}]}}\n",
+    ),
+    Code(
+        "BH0341",
+        "`{text}` is no path that a request can have: {problem}",
+        "Proxies normalise the path of a request before it is judged. A pattern that is not in that form would match "
+        "nothing, or less than it seems to.",
+        _SHOP + "allow:\n  - {name: web-api, from: web, to: api, ports: [443], l7: {http: [{path: /v1//x}]}}\n",
+    ),
+    Code(
+        "BH0342",
+        "`{text}` is not {what}",
+        "The name as it is in the request, or `*.` and a domain for every name below it.",
+        _SHOP + "allow:\n  - {name: web-api, from: web, to: api, ports: [443], l7: {sni: ['*']}}\n",
+    ),
+    Code(
+        "BH0343",
+        "`{text}` is not the name of a header",
+        "A token (RFC 9110). The host and what HTTP/2 writes as `:authority` or `:path` have keys of their own.",
+        _SHOP + "allow:\n  - {name: web-api, from: web, to: api, ports: [443], l7: {http: [{headers: {Host: a}}]}}\n",
+    ),
+    Code(
+        "BH0344",
+        "`{text}` is no regular expression: {problem}",
+        "The proxy matches by RE2, the whole text and in linear time; it knows no lookahead and no references back.",
+        _SHOP + "allow:\n  - {name: web-api, from: web, to: api, ports: [443], "
+        "l7: {http: [{headers: {x-a: {regex: '('}}}]}}\n",
+    ),
+    Code(
+        "BH0345",
+        "`{text}` is no path of a SPIFFE ID: {problem}",
+        "By the SPIFFE standard: segments of letters, digits, `.`, `-` and `_`, none of them empty, `.` or `..`.",
+        _HEAD + "workloads:\n  web: {match: {unit: nginx.service}, spiffe: /web/}\n",
+    ),
+    Code(
+        "BH0346",
+        "the key set is not sound: {problem}",
+        "`jwks` is a JSON Web Key Set (RFC 7517) of public keys, as text.",
+        "a `jwt` of the repository whose `jwks` is `{}`",
+    ),
+    Code(
+        "BH0347",
+        "`{text}` is not a Rego package",
+        "Names joined by dots, without `data.` before them.",
+        _SHOP + "allow:\n  - {name: web-api, from: web, to: api, ports: [443], authz: {rego: a-b}}\n",
+    ),
+    Code(
+        "BH0348",
+        "{count} {what} are more than {limit}",
+        "The limit keeps what a proxy has to look at for one request within bounds.",
+        "a rule with 65 entries under `l7.http`",
+    ),
+    Code(
+        "BH0349",
+        "a header is compared in one way",
+        "Several that must all hold are one regular expression.",
+        _SHOP + "allow:\n  - {name: web-api, from: web, to: api, ports: [443], "
+        "l7: {http: [{headers: {x-a: {prefix: a, suffix: b}}}]}}\n",
+    ),
+    Code(
+        "BH0350",
+        "`{text}` has characters beyond ASCII",
+        "In requests such characters are escaped; a pattern that has them would match nothing.",
+        _SHOP + "allow:\n  - {name: web-api, from: web, to: api, ports: [443], l7: {http: [{path: /café}]}}\n",
+    ),
 )
 
 _NAMES = (
@@ -420,6 +500,12 @@ _NAMES = (
         "unknown {what} `{name}`",
         "Nothing of that name is there, so the rule would match nothing.",
         _SHOP + "allow:\n  - {name: web-api, from: web, to: ap1, ports: [443]}\n",
+    ),
+    Code(
+        "BH0413",
+        "`{name}` is the repository's own trust domain",
+        "What vouches for the own workloads are the authorities of its nodes: `ca` in their records.",
+        "a `kind: TrustBundle` named as `trustDomain` in `bulkhead.yaml`",
     ),
 )
 
@@ -489,6 +575,27 @@ _MEANING = (
         "them a pod has, and a requirement that nobody checks would only seem to be one.",
         _HEAD + "workloads:\n  web: {match: {namespace: shop}, posture: {node: [healthy]}}\n",
     ),
+    Code(
+        "BH0511",
+        "`{key}` judges requests, and `{port}` is not TCP",
+        "Requests are looked at in TCP conversations alone. Other protocols are for a rule of their own.",
+        _SHOP + "allow:\n  - {name: web-api, from: web, to: api, ports: [443, 53/udp], "
+        "l7: {http: [{methods: [GET]}]}}\n",
+    ),
+    Code(
+        "BH0512",
+        "`{peer}` is no workload, and `{key}` needs one at both ends",
+        "Between workloads there is a proxy at either end, and the caller has proven who it is. Elsewhere nothing "
+        "could refuse a request.",
+        _SHOP + "allow:\n  - {name: in, from: world, to: web, ports: [443], l7: {http: [{methods: [GET]}]}}\n",
+    ),
+    Code(
+        "BH0513",
+        "`{key}` needs mutual TLS, which the rule switches off",
+        "Requests are judged for a caller who has proven who it is, by a proxy that plaintext goes past.",
+        _SHOP + "allow:\n  - {name: web-api, from: web, to: api, ports: [443], "
+        "l7: {http: [{methods: [GET]}]}, mtls: 'off'}\n",
+    ),
 )
 
 _IDENTITY = (
@@ -511,6 +618,13 @@ _IDENTITY = (
         "Which nodes may host a workload is known in the kernel by a number, a hash of its `host` globs, and 0 is "
         "every node. Write one of them in another way.",
         "two lists of `host` globs that begin with the same 32 bits of SHA-256",
+    ),
+    Code(
+        "BH0605",
+        "workloads `{one}` and `{other}` can have one SPIFFE ID",
+        "By their certificates they would be one: each could call, and be called, in place of the other.",
+        _HEAD
+        + "workloads:\n  web: {match: {unit: nginx.service}, spiffe: /shop/api}\n  api: {match: {unit: api.service}}\n",
     ),
 )
 
@@ -645,6 +759,14 @@ _LINT = (
         "invariant `{never}` does not say why",
         "Whoever runs into it later cannot tell whether it still holds.",
         _SHOP + "never:\n  - {name: apart, from: web, to: api}\n",
+    ),
+    _warning(
+        "BH1019",
+        "`{rule}` permits plaintext where `{other}` asks for mutual TLS; its owner is {owner}",
+        "Where two rules allow the same, one that says `mtls: off` suffices: between nodes, what the other asks for "
+        "can be left out.",
+        _SHOP + "allow:\n  - {name: web-api, from: web, to: api, ports: [443]}\n"
+        "  - {name: plain, from: web, to: api, ports: [443], mtls: 'off'}\n",
     ),
     _warning(
         "BH1021",
@@ -814,7 +936,8 @@ _KUBERNETES = (
         "`kind: {kind}` of `{version}` is not a policy that is read here",
         "Kubernetes policies are `NetworkPolicy` of `networking.k8s.io/v1`, and of `policy.networking.k8s.io` "
         "`AdminNetworkPolicy` and `BaselineAdminNetworkPolicy` (`v1alpha1`) and `ClusterNetworkPolicy` (`v1alpha2` or "
-        "`v1beta1`), or lists of them. Other objects do not belong in a policy repository.",
+        "`v1beta1`); those of Istio are `AuthorizationPolicy` and `PeerAuthentication` of `security.istio.io` (`v1` or "
+        "`v1beta1`); or lists of them. Other objects do not belong in a policy repository.",
         "apiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata: {name: web}\nspec: {}\n",
     ),
     Code(
@@ -915,6 +1038,187 @@ _KUBERNETES = (
     ),
 )
 
+_ISTIO_SHOP = (
+    _SHOP.replace("service}}", "service}, labels: {app: web}}", 1) + "---\n"
+    "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: web, namespace: shop}\n"
+)
+_PEER_AUTHENTICATION = (
+    _SHOP + "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: mtls, namespace: shop}\n"
+)
+
+_ISTIO = (
+    Code(
+        "BH1301",
+        "`{text}` cannot be meant in {what}: {problem}",
+        "No request could ever be held against it as its author means it, so that a rule of it would silently never "
+        "match, or match something else.",
+        _ISTIO_SHOP + 'spec: {rules: [{to: [{operation: {paths: ["/api/*/admin"]}}]}]}\n',
+    ),
+    Code(
+        "BH1302",
+        "`{key}` cannot be enforced here: {problem}",
+        "Istio has it, Bulkhead has nothing it could be held against, and what cannot be enforced is refused.",
+        _ISTIO_SHOP + "spec: {targetRefs: [{kind: Gateway, group: gateway.networking.k8s.io, name: web}]}\n",
+    ),
+    Code(
+        "BH1303",
+        "`{key}` is no attribute of a request",
+        "Conditions ask for `source.*`, `remote.ip`, `request.headers[NAME]`, `request.auth.*`, `destination.ip`, "
+        "`destination.port` or `connection.sni`.",
+        _ISTIO_SHOP + 'spec: {rules: [{when: [{key: source.ipp, values: ["192.0.2.1"]}]}]}\n',
+    ),
+    Code(
+        "BH1304",
+        "`provider` and `action: CUSTOM` belong together",
+        "A CUSTOM asks a provider, and nothing else does.",
+        _ISTIO_SHOP + "spec: {action: CUSTOM, rules: [{}]}\n",
+    ),
+    Code(
+        "BH1305",
+        "provider `{name}` is not known here",
+        "Istio looks it up in the configuration of its mesh. Here the repository's own Rego is asked: "
+        "`rego/PACKAGE`, such as `rego/shop.orders`.",
+        _ISTIO_SHOP + "spec: {action: CUSTOM, provider: {name: opa}, rules: [{}]}\n",
+    ),
+    Code(
+        "BH1306",
+        "`{key}` {problem}",
+        "Istio ignores it there, so that the file would say more than it does.",
+        _PEER_AUTHENTICATION + 'spec: {portLevelMtls: {"8080": {mode: PERMISSIVE}}}\n',
+    ),
+    Code(
+        "BH1307",
+        "`{key}` does not go with `{other}` in one `source`",
+        "The API takes service accounts by themselves. Several entries of `from` are alternatives.",
+        _ISTIO_SHOP + "spec: {rules: [{from: [{source: {serviceAccounts: [shop/web], namespaces: [shop]}}]}]}\n",
+    ),
+    Code(
+        "BH1308",
+        "`{rule}` would have to look at requests of `{caller}`, who come through no proxy: `{other}` lets them in",
+        "Requests are judged between workloads, by their nodes' proxies. Who is no workload (an address, the host "
+        "itself, a node without agent) goes straight to the workload, and the rule would do nothing to him.",
+        "a DENY or CUSTOM rule about requests to a workload that a native rule opens to `world`",
+    ),
+    Code(
+        "BH1309",
+        "{what} has {count} values, of which {limit} fit",
+        "What a proxy is told of one rule is bounded.",
+        _ISTIO_SHOP
+        + "spec: {rules: [{to: [{operation: {ports: ["
+        + ", ".join(f'"{port}"' for port in range(1, 2002))
+        + "]}}]}]}\n",
+    ),
+    _warning(
+        "BH1321",
+        "`{policy}` selects no workload",
+        "Its namespace is the name of a native policy, whose workloads it selects by their labels. Pods are judged by "
+        "the Kubernetes dialects alone.",
+        _ISTIO_SHOP.replace("namespace: shop", "namespace: shoop") + "spec: {}\n",
+    ),
+    _warning(
+        "BH1322",
+        "no workload can be a caller of `{rule}`",
+        "Callers are known by the SPIFFE IDs of their SVIDs, `spiffe://TRUST-DOMAIN/POLICY/WORKLOAD` unless the "
+        "workload has a `spiffe` path of its own; namespaces and service accounts are parts of `/ns/X/sa/Y`.",
+        _ISTIO_SHOP + "spec: {rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/web]}}]}]}\n",
+    ),
+    _warning(
+        "BH1323",
+        "`{policy}` selects {name}, which no rule opens to anybody",
+        "In Istio a workload that no ALLOW policy selects is open to everybody; here to nobody.",
+        _ISTIO_SHOP + 'spec: {action: DENY, rules: [{to: [{operation: {ports: ["22"]}}]}]}\n',
+    ),
+    _warning(
+        "BH1324",
+        "`{rule}` speaks of requests and names no ports, so that every port of {name} is taken for HTTP",
+        "What is not HTTP is refused on a port where requests are judged.",
+        _ISTIO_SHOP + "spec: {rules: [{to: [{operation: {methods: [GET]}}]}]}\n",
+    ),
+    _warning(
+        "BH1325",
+        "`{rule}` is to be recorded, and requests to {name} are not looked at",
+        "What changes no verdict does not send conversations through a proxy either. Conversations themselves are in "
+        "the flow log, with the rule that allowed them.",
+        _ISTIO_SHOP + 'spec: {action: AUDIT, rules: [{to: [{operation: {paths: ["/admin*"]}}]}]}\n',
+    ),
+    _warning(
+        "BH1326",
+        "`{policy}` lets callers of {name} leave out who they are; its owner is {owner}",
+        "It is an exception from mutual TLS. Every one is listed, so that none is forgotten.",
+        _PEER_AUTHENTICATION + "spec: {mtls: {mode: PERMISSIVE}}\n",
+    ),
+    _warning(
+        "BH1327",
+        "`{policy}` has no rules, so it does nothing",
+        "Only an ALLOW without rules says something: nothing is allowed. To mean every request, write `rules: [{}]`.",
+        _ISTIO_SHOP + "spec: {action: DENY}\n",
+    ),
+    _warning(
+        "BH1328",
+        "`{policy}` says nothing of {name}, for which `{other}` comes first",
+        "Of several that are about a workload by its labels, of those about its namespace, and of those about the "
+        "mesh, the first in the order of files is heard.",
+        _PEER_AUTHENTICATION + "spec: {mtls: {mode: STRICT}}\n---\napiVersion: security.istio.io/v1\n"
+        "kind: PeerAuthentication\nmetadata: {name: other, namespace: shop}\nspec: {mtls: {mode: STRICT}}\n",
+    ),
+    _warning(
+        "BH1329",
+        "`{policy}` allows nothing, and `{rule}` opens `{name}` all the same",
+        "In Istio it would close the workload. Here an ALLOW takes nothing away: what native rules and other policies "
+        "allow stays allowed, and only a DENY refuses it.",
+        _ISTIO_SHOP.replace("---\n", "allow:\n  - {name: web, from: api, to: web, ports: [443]}\n---\n") + "spec: {}\n",
+    ),
+)
+
+_REGO = (
+    Code(
+        "BH1401",
+        "the repository has Rego, and there is no engine for it here: install `bulkhead[rego]`",
+        "Without the engine neither a request nor a guardrail can be judged, so nothing of the commit is taken.",
+        "a file `.rego`, or a rule with `authz`, on a machine without the package `celine-regorus`",
+    ),
+    Code(
+        "BH1402",
+        "this is not Rego: {problem}",
+        "The engine cannot read the module, or a name in it stands for nothing. Modules are written in Rego v1, with "
+        "`if` and `contains`.",
+        "a file `.rego` with `allow { input.x }`",
+    ),
+    Code(
+        "BH1403",
+        "there is no function `{name}`",
+        "Neither the engine nor a module of the repository has it. Functions that reach out of the engine "
+        "(`http.send`, `opa.runtime`) are not there either: what they are asked would be undefined, and `not` makes "
+        "that true.",
+        "a file `.rego` with `allow if io.jwt.decode_verify(input.token, {})`",
+    ),
+    Code(
+        "BH1404",
+        "no module of the repository has a rule `allow` in `package {name}`",
+        "`authz` names the package that is asked about each request; without its `allow` every request would be "
+        "refused.",
+        "a rule with `authz: {rego: shop.orders}` in a repository without that package",
+    ),
+    Code(
+        "BH1405",
+        "{problem}",
+        "A guardrail of the repository itself, `deny` in `package bulkhead.lint`, refuses the commit.",
+        'a file `.rego` with `package bulkhead.lint` and `deny contains "no"`',
+    ),
+    _warning(
+        "BH1406",
+        "{problem}",
+        "A guardrail of the repository itself, `warn` in `package bulkhead.lint`, says so.",
+        'a file `.rego` with `package bulkhead.lint` and `warn contains "careful"`',
+    ),
+    Code(
+        "BH1407",
+        "the Rego of the repository cannot be judged: {problem}",
+        "Reading the modules, or asking the guardrails, failed or took too long. What cannot be judged is not taken.",
+        "a file `.rego` with a rule of `package bulkhead.lint` that divides by zero, or takes longer than 2 s",
+    ),
+)
+
 CODES: dict[str, Code] = {
     entry.number: entry
     for group in (
@@ -930,6 +1234,8 @@ CODES: dict[str, Code] = {
         _BUNDLE,
         _LINT,
         _KUBERNETES,
+        _REGO,
+        _ISTIO,
     )
     for entry in group
 }

@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 from bulkhead.errors import Diagnostic
 from bulkhead.policy.cluster import ClusterPolicy
+from bulkhead.policy.istio import IstioPolicy
+from bulkhead.policy.l7 import Issuer
+from bulkhead.policy.l7_documents import DraftL7
 from bulkhead.policy.model import Level, Match, Mode, Network, PortSpec, Requirement, Scope
 from bulkhead.policy.nodes import Unknown
 from bulkhead.policy.yaml_nodes import Scalar, Spot
@@ -37,6 +40,8 @@ class DraftRule(NamedTuple):
     ticket: str = ""
     why: str = ""
     mtls: Scalar | None = None
+    l7: DraftL7 | None = None
+    authz: Scalar | None = None
 
 
 class DraftWorkload(NamedTuple):
@@ -47,6 +52,7 @@ class DraftWorkload(NamedTuple):
     mode: Mode | None
     labels: tuple[tuple[str, str], ...]
     posture: tuple[Requirement, ...] = ()
+    spiffe: str = ""
 
 
 class DraftExternal(NamedTuple):
@@ -57,12 +63,14 @@ class DraftExternal(NamedTuple):
 
 
 class DraftTarget(NamedTuple):
-    """One `PEER:PORT`."""
+    """One `PEER:PORT`, or `PEER:PORT METHOD PATH`."""
 
     peer: DraftPeer
     ports: tuple[PortSpec, ...]
     text: str
     spot: Spot
+    method: str = ""
+    path: str = ""
 
 
 class DraftTest(NamedTuple):
@@ -99,6 +107,9 @@ class DraftRepository(NamedTuple):
     host_mode: Mode
     lifeline: tuple[DraftRule, ...]
     signers: tuple[DraftSigner, ...] = ()
+    mtls: bool = True
+    """Of rules that do not say."""
+    issuers: tuple[Issuer, ...] = ()
 
 
 class DraftNode(NamedTuple):
@@ -113,6 +124,15 @@ class DraftNode(NamedTuple):
     spot: Spot
     spots: Mapping[object, Spot]
     """Where its number, its key and its addresses are written, by their values."""
+    ca: tuple[bytes, ...] = ()
+
+
+class DraftTrustBundle(NamedTuple):
+    """One `kind: TrustBundle` document."""
+
+    name: Scalar
+    document: str
+    spot: Spot
 
 
 class Draft(NamedTuple):
@@ -127,4 +147,7 @@ class Draft(NamedTuple):
     complete: bool
     cluster_policies: tuple[ClusterPolicy, ...] = ()
     """Those in Kubernetes dialects, their rules not numbered yet."""
+    istio: tuple[IstioPolicy, ...] = ()
+    """Those of Istio, likewise."""
     nodes: tuple[DraftNode, ...] = ()
+    trust_bundles: tuple[DraftTrustBundle, ...] = ()

@@ -28,10 +28,6 @@ class Keys(NamedTuple):
         return self.required + self.optional
 
 
-LATER = frozenset({"l7", "spiffe", "authz"})
-"""Keys that the language reserves and this version refuses, wherever they stand."""
-
-
 def read_mapping(node: Node, keys: Keys, findings: Findings) -> dict[str, Node] | None:
     """The values of a mapping by key; unknown and missing keys are recorded, and the values that are there given."""
     mapping = expect_mapping(node, keys.what, findings)
@@ -57,10 +53,7 @@ def _opening(node: Mapping) -> Spot:
 
 
 def _report_unknown(key: Scalar, keys: Keys, findings: Findings) -> None:
-    if key.text in LATER:
-        findings.add("BH0208", key, hint="remove it: what cannot be enforced is refused", key=key.text)
-    else:
-        findings.add("BH0205", key, hint=did_you_mean(key.text, keys.known(), findings), key=key.text, what=keys.what)
+    findings.add("BH0205", key, hint=did_you_mean(key.text, keys.known(), findings), key=key.text, what=keys.what)
 
 
 def did_you_mean(text: str, known: Iterable[str], findings: Findings) -> str:

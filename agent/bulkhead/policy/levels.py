@@ -1,8 +1,8 @@
 """Which signer a change of policy files needs: documents are compared, not lines, and each has a level.
 
-A policy is of the level that it says. The record of a node is platform. `bulkhead.yaml`, the keys of signers, policies
-of a whole Kubernetes cluster, and every invariant that is removed or changed are guardrail. What is moved from one
-level to another is of both. Files that are not read as policy are of the lowest level.
+A policy is of the level that it says. The record of a node is platform. `bulkhead.yaml`, the keys of signers, Rego,
+policies of a whole Kubernetes cluster or mesh, and every invariant that is removed or changed are guardrail. What is
+moved from one level to another is of both. Files that are not read as policy are of the lowest level.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from bulkhead.policy.findings import Findings
+from bulkhead.policy.istio import ROOT_NAMESPACE, level_of
 from bulkhead.policy.model import Level
 from bulkhead.policy.read import REPOSITORY_FILE
-from bulkhead.policy.source import is_policy
+from bulkhead.policy.source import is_module, is_policy
 from bulkhead.policy.yaml_nodes import Mapping as MappingNode
 from bulkhead.policy.yaml_nodes import Node, Scalar, compose
 from bulkhead.policy.yaml_nodes import Sequence as SequenceNode
@@ -26,9 +27,12 @@ KEYS_DIRECTORY: Final = ".signers/"
 RANK: Final = {Level.APP: 0, Level.PLATFORM: 1, Level.GUARDRAIL: 2}
 """A signer may write at his level and below."""
 
-_GUARDRAIL_WORDS: Final = (b"guardrail", b"never", b"Repository", b"ClusterNetworkPolicy", b"AdminNetworkPolicy")
+_GUARDRAIL_WORDS: Final = (
+    *(b"guardrail", b"never", b"Repository", b"ClusterNetworkPolicy", b"AdminNetworkPolicy"),
+    ROOT_NAMESPACE.encode(),
+)
 
-_OWN_KINDS: Final = ("Policy", "Node")
+_OWN_KINDS: Final = ("Policy", "Node", "TrustBundle")
 _PLATFORM_WORDS: Final = (b"platform", b"Node")
 
 
@@ -59,6 +63,8 @@ def _of_path(path: str) -> Need:
         return Need(Level.GUARDRAIL, f"`{path}`", path, 1)
     if path.startswith(KEYS_DIRECTORY):
         return Need(Level.GUARDRAIL, f"the key `{path}`", path, 1)
+    if is_module(path):
+        return Need(Level.GUARDRAIL, f"the Rego of `{path}`", path, 1)
     return Need(Level.APP, "", path, 1)
 
 
@@ -141,6 +147,8 @@ def _level(kind: str, fields: Mapping[str, Node], metadata: Mapping[str, Node]) 
         return Level.APP if written is None else _level_of(_text(written))
     if kind == "Node":
         return Level.PLATFORM
+    if kind in ("AuthorizationPolicy", "PeerAuthentication"):
+        return level_of(_text(metadata.get("namespace")))
     if kind in ("NetworkPolicy", "NetworkPolicyList") or (kind == "List" and _is_list_of_apps(fields.get("items"))):
         return Level.APP
     return Level.GUARDRAIL

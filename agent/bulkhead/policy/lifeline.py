@@ -27,9 +27,7 @@ def with_lifeline(policy_set: PolicySet, lifeline: Sequence[Lifeline]) -> Policy
     A rule opens its port of the host and of every workload, whichever of them the server that answers there is said to
     be: a commit that declares it a workload must not cut the way in.
     """
-    taken = [rule.rule_id for rule in policy_set.rules]
-    taken += [rule.rule_id for policy in policy_set.cluster_policies for rule in policy.rules()]
-    first = 1 + max(taken, default=0)
+    first = policy_set.last_rule + 1
     externals, rules = [], []
     for number, one in enumerate(lifeline, start=1):
         name, loc = f"lifeline-{number}", Loc(_PLACE, 1)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from bulkhead.errors import Diagnostic, Loc
 from bulkhead.policy.cluster import ClusterPolicy
-from bulkhead.policy.dialects.rules import assemble
+from bulkhead.policy.dialects.istio import assemble_istio
+from bulkhead.policy.dialects.rules import assemble, rule_count
 from bulkhead.policy.draft import (
     Draft,
     DraftNode,
@@ -20,6 +22,9 @@ from bulkhead.policy.draft import (
 )
 from bulkhead.policy.fields import did_you_mean
 from bulkhead.policy.findings import Findings
+from bulkhead.policy.istio import IstioPolicy
+from bulkhead.policy.l7 import L7, Issuer
+from bulkhead.policy.l7_documents import DraftL7
 from bulkhead.policy.model import (
     Entity,
     Expectation,
@@ -35,6 +40,7 @@ from bulkhead.policy.model import (
     Rule,
     RuleId,
     Signer,
+    TrustBundle,
     Workload,
 )
 from bulkhead.policy.nodes import Clash, Node, clashes, default_number
@@ -84,10 +90,14 @@ class _Linker:
         self._rules: list[Rule] = []
         self._nevers: list[Never] = []
         self._tests: list[PolicyTest] = []
+        self._mtls = True
+        self._issuers: dict[str, Issuer] = {}
 
     def run(self) -> Linked:
         repository = next((draft.repository for draft in self._drafts if draft.repository), None)
         default_mode = repository.mode if repository else Mode.OBSERVE
+        self._mtls = repository.mtls if repository else True
+        self._issuers = {issuer.name: issuer for issuer in (repository.issuers if repository else ())}
         for draft in self._drafts:
             for policy in draft.policies:
                 self._declare(policy, draft.path, default_mode)
@@ -104,8 +114,12 @@ class _Linker:
             nevers=tuple(self._nevers),
             tests=tuple(self._tests),
             cluster_policies=self._cluster_policies(),
+            istio=self._istio(),
             signers=self._signers(),
+            mtls=self._mtls,
+            issuers=tuple(replace(one, loc=self._at(one.loc)) for one in self._issuers.values()),
             nodes=self._nodes(),
+            trust_bundles=self._trust_bundles(repository.trust_domain if repository else ""),
             files=tuple(file.path for file in self._sources.files),
             sources=self._sources,
         )
@@ -119,6 +133,10 @@ class _Linker:
     def _cluster_policies(self) -> tuple[ClusterPolicy, ...]:
         policies = (policy for draft in self._drafts for policy in draft.cluster_policies)
         return assemble(policies, len(self._rules), self._in)
+
+    def _istio(self) -> tuple[IstioPolicy, ...]:
+        last = len(self._rules) + sum(rule_count(draft.cluster_policies) for draft in self._drafts)
+        return assemble_istio((policy for draft in self._drafts for policy in draft.istio), last, self._in)
 
     def _signers(self) -> tuple[Signer, ...]:
         return tuple(
@@ -134,6 +152,18 @@ class _Linker:
         for clash in clashes([node for node in nodes if not node.revoked]):
             self._report_clash(clash, places[id(clash.node)], places[id(clash.other)])
         return tuple(nodes)
+
+    def _trust_bundles(self, own: str) -> tuple[TrustBundle, ...]:
+        found: dict[str, TrustBundle] = {}
+        for draft in self._drafts:
+            for one in draft.trust_bundles:
+                name, findings = one.name.text, self._in(draft.path)
+                bundle = TrustBundle(name, one.document, findings.loc(one.spot))
+                if name == own:
+                    findings.add("BH0413", one.name, name=name)
+                elif found.setdefault(name, bundle) is not bundle:
+                    self._report_taken(one.name, "trust bundle", draft.path, found[name].loc)
+        return tuple(found.values())
 
     def _report_clash(self, clash: Clash, place: tuple[DraftNode, str], other: tuple[DraftNode, str]) -> None:
         """Once for two that clash, at the later of them."""
@@ -190,7 +220,8 @@ class _Linker:
     ) -> None:
         loc = self._in(path).loc(draft.name)
         mode = draft.mode or default_mode
-        workload = Workload(policy, draft.name.text, draft.match or Match(), mode, loc, draft.labels, draft.posture)
+        what = draft.match or Match(), mode, loc, draft.labels, draft.posture, draft.spiffe
+        workload = Workload(policy, draft.name.text, *what)
         scope[draft.name.text] = _Declared(workload.qualified, False, loc)
         self._workloads.append(workload)
         for pair in draft.labels:
@@ -228,6 +259,7 @@ class _Linker:
         if ends is None:
             return
         self._check_mtls(draft, ends, path)
+        self._check_by_request(draft, ends, path)
         self._rules.append(
             Rule(
                 rule_id=RuleId(len(self._rules) + 1),
@@ -243,6 +275,9 @@ class _Linker:
                 why=draft.why,
                 kind=draft.kind,
                 mtls_off=draft.mtls is not None and draft.mtls.text == "off",
+                mtls=self._needs_mtls(draft),
+                l7=self._l7(draft.l7),
+                authz=draft.authz.text if draft.authz else "",
             )
         )
 
@@ -271,6 +306,33 @@ class _Linker:
             for peer in filter(None, map(outside, ends)):
                 self._in(path).add("BH0504", draft.mtls, hint="leave it out", peer=peer)
 
+    def _needs_mtls(self, draft: DraftRule) -> bool:
+        """What the rule says, or else the repository; requests are judged for a caller who has proven himself."""
+        if draft.l7 is not None or draft.authz is not None:
+            return True
+        return self._mtls if draft.mtls is None else draft.mtls.text == "required"
+
+    def _check_by_request(self, draft: DraftRule, ends: tuple[Peer, Peer], path: str) -> None:
+        written = (("l7", draft.l7.key if draft.l7 else None), ("authz", draft.authz))
+        for key, spot in written:
+            if spot is not None:
+                for peer in filter(None, map(_no_workload, ends)):
+                    self._in(path).add("BH0512", spot, key=key, peer=peer)
+        for name in draft.l7.issuers if draft.l7 else ():
+            if name.text not in self._issuers:
+                hint = did_you_mean(name.text, self._issuers, self._in(path)) or "`bulkhead.yaml` lists them in `jwt`"
+                self._in(path).add("BH0412", name, hint=hint, what="issuer of JWTs", name=name.text)
+
+    def _l7(self, draft: DraftL7 | None) -> L7 | None:
+        """The value of a draft, its places at this commit."""
+        if draft is None:
+            return None
+        entries = tuple(replace(entry, loc=self._at(entry.loc)) for entry in draft.value.http)
+        return replace(draft.value, loc=self._at(draft.value.loc), http=entries)
+
+    def _at(self, loc: Loc) -> Loc:
+        return replace(loc, commit=self._sources.abbreviated)
+
     def _link_test(self, draft: DraftTest, policy: str, path: str) -> None:
         source = self._peer(draft.source, policy, path)
         accept = self._link_targets(draft.accept, source, policy, path)
@@ -290,7 +352,9 @@ class _Linker:
             if source is not None:
                 self._check_ends(source, peer, draft.peer, path)
             loc = self._in(path).loc(draft.spot)
-            expectations.extend(Expectation(peer, port, draft.text, loc) for port in draft.ports)
+            expectations.extend(
+                Expectation(peer, port, draft.text, loc, draft.method, draft.path) for port in draft.ports
+            )
         return tuple(expectations)
 
     # --- peers
@@ -394,11 +458,16 @@ def _node(draft: DraftNode, path: str) -> Node:
     name = draft.name.text
     number = default_number(name) if draft.number is None else draft.number
     origin = f"{path}:{draft.spot.line}"
-    return Node(name, number, draft.addresses, draft.key, draft.unknown, draft.revoked, origin)
+    return Node(name, number, draft.addresses, draft.key, draft.unknown, draft.revoked, origin, draft.ca)
 
 
 def _noun(declared: _Declared) -> str:
     return "external" if declared.external else "workload"
+
+
+def _no_workload(peer: Peer) -> str:
+    """The first member of a peer that is no workload; empty when there is none."""
+    return outside(peer) or ("host" if Entity.HOST in peer.entities else "")
 
 
 def outside(peer: Peer) -> str:

@@ -17,7 +17,10 @@ from bulkhead.policy.source import Sources
 
 if TYPE_CHECKING:
     from bulkhead.policy.cluster import ClusterPolicy
+    from bulkhead.policy.istio import IstioPolicy
+    from bulkhead.policy.l7 import L7, Issuer
     from bulkhead.policy.nodes import Node
+    from bulkhead.policy.rego_modules import RegoModule
 
 RuleId = NewType("RuleId", int)
 """Ordinal of a rule in its commit, from 1, by sorted file and document order. 0: no rule matched."""
@@ -143,6 +146,8 @@ class Workload:
     labels: tuple[tuple[str, str], ...] = ()
     posture: tuple[Requirement, ...] = ()
     """While one of these fails, the workload's identity is withheld: its endpoints match nothing."""
+    spiffe: str = ""
+    """Path of its SVIDs' SPIFFE ID as written; `{host}` stands for the node's name. Empty: `/POLICY/WORKLOAD`."""
 
     @property
     def qualified(self) -> QualifiedName:
@@ -197,6 +202,19 @@ class Rule:
     """`allow`, `exception`, `lifeline`, or `operator` for what is not from git (policy/lifeline.py)."""
     mtls_off: bool = False
     """Whether the rule itself says that its ends need not prove who they are."""
+    mtls: bool = True
+    """Whether TCP between its workloads needs mutual TLS: what the rule says, or else the repository's default."""
+    l7: L7 | None = None
+    """What requests, or server names, it is limited to. None: all."""
+    authz: str = ""
+    """The Rego package that is asked about each request. Empty: none."""
+    requests: bool = False
+    """Whether requests are judged although it limits none: Istio's policies do (dataplane/istio_settle.py)."""
+
+    @property
+    def by_request(self) -> bool:
+        """Whether it is for the proxy to judge, request by request."""
+        return self.l7 is not None or bool(self.authz) or self.requests
 
     @property
     def qualified(self) -> QualifiedName:
@@ -219,12 +237,15 @@ class Never:
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """`PEER:PORT` in a test."""
+    """`PEER:PORT` in a test, or `PEER:PORT METHOD PATH`."""
 
     destination: Peer
     port: PortSpec
     text: str
     loc: Loc
+    method: str = ""
+    """Of a request to one TCP port. Empty: the conversation is meant, whatever is requested in it."""
+    path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +294,16 @@ class Signer:
 
 
 @dataclass(frozen=True, slots=True)
+class TrustBundle:
+    """What vouches for the workloads of another trust domain."""
+
+    trust_domain: str
+    document: str
+    """A SPIFFE bundle document: JSON."""
+    loc: Loc
+
+
+@dataclass(frozen=True, slots=True)
 class PolicySet:
     """Everything one commit says, checked and with names resolved."""
 
@@ -288,10 +319,28 @@ class PolicySet:
     tests: tuple[PolicyTest, ...] = ()
     cluster_policies: tuple[ClusterPolicy, ...] = ()
     """Those written in Kubernetes dialects, in file order."""
+    istio: tuple[IstioPolicy, ...] = ()
+    """Those of Istio, in file order."""
     signers: tuple[Signer, ...] = ()
     """Who may write what from the next commit on. Empty: commits need no signature."""
     nodes: tuple[Node, ...] = ()
     """The records of nodes, in file order, revoked ones included."""
+    trust_bundles: tuple[TrustBundle, ...] = ()
+    """What vouches for other trust domains, in file order."""
+    mtls: bool = True
+    """Whether rules that do not say ask for mutual TLS."""
+    issuers: tuple[Issuer, ...] = ()
+    """Who may sign the JWTs that rules ask for, by their names."""
+    modules: tuple[RegoModule, ...] = ()
+    """Rego of the repository, in file order."""
     files: tuple[str, ...] = field(default=())
     sources: Sources | None = field(default=None, repr=False, compare=False)
     """What it was read from, so that a line can be shown. Says nothing that the other fields do not."""
+
+    @property
+    def last_rule(self) -> RuleId:
+        """The highest number that a rule of any language has; 0 where there is none."""
+        numbers = [rule.rule_id for rule in self.rules]
+        numbers += [rule.rule_id for policy in self.cluster_policies for rule in policy.rules()]
+        numbers += [rule.rule_id for policy in self.istio for rule in policy.rules]
+        return max(numbers, default=RuleId(0))

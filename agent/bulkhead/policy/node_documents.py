@@ -12,12 +12,13 @@ from bulkhead.policy.draft import DraftNode
 from bulkhead.policy.fields import Keys, expect_items, read_mapping, read_text, read_word, read_written
 from bulkhead.policy.findings import Findings
 from bulkhead.policy.model import Network
-from bulkhead.policy.nodes import KEY_BYTES, NAME, NUMBER_MAX, Unknown
+from bulkhead.policy.nodes import AUTHORITIES_MAX, KEY_BYTES, NAME, NUMBER_MAX, Unknown
+from bulkhead.policy.trust_documents import folded, read_certificate
 from bulkhead.policy.values import read_network
 from bulkhead.policy.yaml_nodes import Mapping, Node, Scalar, Spot
 
 KEYS_NODE: Final = Keys(
-    "the node", ("apiVersion", "kind", "metadata", "addresses"), ("key", "number", "unknown", "revoked")
+    "the node", ("apiVersion", "kind", "metadata", "addresses"), ("key", "number", "unknown", "revoked", "ca")
 )
 KEYS_NODE_METADATA: Final = Keys("`metadata`", ("name",))
 
@@ -54,10 +55,11 @@ def read_node(document: Mapping, findings: Findings) -> DraftNode | None:
     number = _read_number(fields["number"], spots, findings) if "number" in fields else None
     unknown = read_word(fields["unknown"], "`unknown`", UNKNOWNS, findings) if "unknown" in fields else None
     revoked = _read_flag(fields["revoked"], findings) if "revoked" in fields else False
+    ca = _read_authorities(fields["ca"], findings) if "ca" in fields else ()
     # A key that is not sound must not make a node that runs no agent.
     if findings.count > before or name is None or not addresses:
         return None
-    return DraftNode(name, number, key, addresses, unknown or Unknown.DENY, revoked, _spot(document), spots)
+    return DraftNode(name, number, key, addresses, unknown or Unknown.DENY, revoked, _spot(document), spots, ca)
 
 
 def _read_metadata(node: Node, findings: Findings) -> Scalar | None:
@@ -116,6 +118,24 @@ def _key(text: str) -> tuple[bytes | None, str]:
     return (key, "") if any(key) else (None, "it is all zero")
 
 
+def _read_authorities(node: Node, findings: Findings) -> tuple[bytes, ...]:
+    items = expect_items(node, "`ca`", findings, empty=False) or ()
+    found = [der for item in items if (der := _read_authority(item, findings)) is not None]
+    if len(items) > AUTHORITIES_MAX:
+        problem = f"there are {AUTHORITIES_MAX} before it already"
+        findings.add("BH0327", _spot_of(items[AUTHORITIES_MAX]), problem=problem)
+    return tuple(dict.fromkeys(found))
+
+
+def _read_authority(node: Node, findings: Findings) -> bytes | None:
+    text = read_text(folded(node), "`ca`", findings)
+    der = read_certificate(text.text) if text is not None else None
+    if text is not None and der is None:
+        hint = "what `bulkhead identity init` prints"
+        findings.add("BH0327", text, hint=hint, problem="it is no certificate in base64 or PEM")
+    return der
+
+
 def _read_number(node: Node, spots: dict[object, Spot], findings: Findings) -> int | None:
     text = read_text(node, "`number`", findings, number=True)
     if text is None:
@@ -139,3 +159,7 @@ def _read_flag(node: Node, findings: Findings) -> bool:
 
 def _spot(node: Scalar | Mapping) -> Spot:
     return Spot(node.line, node.column, node.width)
+
+
+def _spot_of(node: Node) -> Spot:
+    return Spot(node.line, node.column)

@@ -18,6 +18,8 @@ from bulkhead.policy.model import Network
 
 NUMBER_MAX = (1 << 24) - 1
 KEY_BYTES = 32
+AUTHORITIES_MAX = 4
+"""Certificates of one node's authority."""
 NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9._]{0,251}[A-Za-z0-9])?")
 """What a node may be called: what `host:` globs can match."""
 
@@ -51,6 +53,8 @@ class Node:
     revoked: bool = False
     origin: str = ""
     """Where the record is, for people: `nodes.yaml:3`, `etcd /bulkhead/nodes/web-1`."""
+    ca: tuple[bytes, ...] = ()
+    """Certificates (DER) of its authority, which vouches for its workloads: one, or two while they are rotated."""
 
     def place(self, commit: str = "") -> Loc:
         """Where the record is, if that is a file of the policy repository."""

@@ -10,12 +10,14 @@ from dataclasses import replace
 
 from bulkhead.errors import Diagnostic, Loc, PolicyError
 from bulkhead.policy.codes import message
+from bulkhead.policy.dialects.istio import istio_rule_count
 from bulkhead.policy.dialects.rules import rule_count
 from bulkhead.policy.draft import Draft
 from bulkhead.policy.findings import FINDINGS_MAX
 from bulkhead.policy.link import link
 from bulkhead.policy.model import PolicySet
 from bulkhead.policy.read import REPOSITORY_FILE, read_file
+from bulkhead.policy.rego_modules import read_modules
 from bulkhead.policy.source import SourceFile, Sources
 
 RULES_MAX = 200_000
@@ -66,11 +68,13 @@ def _parse(sources: Sources, cache: ParseCache) -> PolicySet:
     linked = link(sources, drafts)
     found = [_at_commit(each, sources.abbreviated) for draft in drafts for each in draft.diagnostics]
     found += linked.diagnostics
+    modules, unreadable = read_modules(sources)
+    found += unreadable
     if not any(draft.path == REPOSITORY_FILE and (draft.repository or draft.diagnostics) for draft in drafts):
         found.append(_repository_missing(sources))
     if found:
         raise PolicyError(_first(found, linked.dropped + sum(draft.dropped for draft in drafts)))
-    return linked.policy_set
+    return replace(linked.policy_set, modules=modules)
 
 
 @contextmanager
@@ -88,7 +92,8 @@ def _collector_paused() -> Iterator[None]:
 def _check_rule_count(drafts: list[Draft], sources: Sources) -> None:
     count = 0
     for draft in drafts:
-        count += sum(len(policy.rules) for policy in draft.policies) + rule_count(draft.cluster_policies)
+        count += sum(len(policy.rules) for policy in draft.policies)
+        count += rule_count(draft.cluster_policies) + istio_rule_count(draft.istio)
         if count > RULES_MAX:
             text = message("BH0702", count=count, limit=RULES_MAX)
             raise PolicyError([Diagnostic("BH0702", text, Loc(draft.path, 1, commit=sources.abbreviated))])

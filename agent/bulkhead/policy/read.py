@@ -7,7 +7,7 @@ from functools import partial
 from typing import TypeVar
 
 from bulkhead.policy.cluster import ClusterPolicy
-from bulkhead.policy.dialects.documents import VERSIONS_HINT, head_of, read_documents
+from bulkhead.policy.dialects.documents import VERSIONS_HINT, ForeignPolicy, head_of, read_documents
 from bulkhead.policy.draft import (
     Draft,
     DraftExternal,
@@ -19,6 +19,7 @@ from bulkhead.policy.draft import (
     DraftSigner,
     DraftTarget,
     DraftTest,
+    DraftTrustBundle,
     DraftWorkload,
 )
 from bulkhead.policy.fields import (
@@ -33,10 +34,15 @@ from bulkhead.policy.fields import (
     read_written,
 )
 from bulkhead.policy.findings import Findings
+from bulkhead.policy.issuers import read_issuers
+from bulkhead.policy.l7_documents import METHOD, path_problem, read_authz, read_l7
 from bulkhead.policy.match import read_match
-from bulkhead.policy.model import Level, Match, Mode, Scope
+from bulkhead.policy.model import Level, Match, Mode, PortSpec, Scope
 from bulkhead.policy.node_documents import read_node
+from bulkhead.policy.ports import TCP
 from bulkhead.policy.posture import read_posture
+from bulkhead.policy.spiffe import read_spiffe
+from bulkhead.policy.trust_documents import read_trust_bundle
 from bulkhead.policy.values import (
     RESERVED,
     is_name,
@@ -62,14 +68,15 @@ HOSTS = "hosts"
 VALUES_BEGIN = "BH03"
 """Findings of a lower code are about structure: a misspelt or doubled key may have taken names with it."""
 
-KINDS = ("Policy", "Node", "Repository")
+KINDS = ("Policy", "Node", "TrustBundle", "Repository")
 LEVELS = {level.value: level for level in Level}
 MODES = {mode.value: mode for mode in Mode}
 MTLS = {"required": True, "off": False}
 
 _RULE = ("from", "to")
 PROSE = ("owner", "ticket", "why")
-KEYS_REPOSITORY = Keys("the repository", ("apiVersion", "kind", "trustDomain"), ("defaults", "hosts", "signers"))
+BY_REQUEST = ("l7", "authz")
+KEYS_REPOSITORY = Keys("the repository", ("apiVersion", "kind", "trustDomain"), ("defaults", "hosts", "signers", "jwt"))
 KEYS_DEFAULTS = Keys("`defaults`", (), ("mode", "mtls"))
 KEYS_HOSTS = Keys("`hosts`", (), ("mode", "lifeline"))
 KEYS_LIFELINE = Keys("a lifeline rule", _RULE)
@@ -81,10 +88,12 @@ KEYS_POLICY = Keys(
 )
 KEYS_METADATA = Keys("`metadata`", ("name",), ("level", "owner"))
 KEYS_SCOPE = Keys("`scope`", ("cluster",), ("namespace",))
-KEYS_WORKLOAD = Keys("a workload", ("match",), ("labels", "mode", "posture"))
+KEYS_WORKLOAD = Keys("a workload", ("match",), ("labels", "mode", "posture", "spiffe"))
 KEYS_EXTERNAL = Keys("an external", (), ("cidr", "except", "fqdn"))
-KEYS_ALLOW = Keys("a rule", ("name", *_RULE, "ports"), (*PROSE, "mtls"))
-KEYS_EXCEPTION = Keys("an exception", ("name", *_RULE, "ports", "expires", "owner", "ticket"), ("why", "mtls"))
+KEYS_ALLOW = Keys("a rule", ("name", *_RULE, "ports"), (*PROSE, "mtls", *BY_REQUEST))
+KEYS_EXCEPTION = Keys(
+    "an exception", ("name", *_RULE, "ports", "expires", "owner", "ticket"), ("why", "mtls", *BY_REQUEST)
+)
 KEYS_NEVER = Keys("an invariant", ("name", *_RULE), ("ports", "why"))
 KEYS_TEST = Keys("a test", ("from",), ("accept", "deny"))
 
@@ -98,16 +107,17 @@ def read_file(path: str, content: bytes) -> Draft:
     policies: list[DraftPolicy] = []
     repositories: list[DraftRepository] = []
     nodes: list[DraftNode] = []
+    trust_bundles: list[DraftTrustBundle] = []
     whole = composition.complete
-    cluster_policies: list[ClusterPolicy] = []
+    foreign: list[ForeignPolicy] = []
     for document in composition.documents:
         head = head_of(document)
         if head is None:
-            whole &= _read_document(document, path, policies, repositories, nodes, findings)
+            whole &= _read_document(document, path, policies, repositories, nodes, trust_bundles, findings)
         elif path == REPOSITORY_FILE:
             findings.add("BH0202", head.kind, hint="move it to a file of its own", kind=head.kind.text)
         else:
-            cluster_policies += read_documents(document, head, findings)
+            foreign += read_documents(document, head, findings)
     whole &= not any(each.code < VALUES_BEGIN for each in findings.diagnostics)
     return Draft(
         path=path,
@@ -116,8 +126,10 @@ def read_file(path: str, content: bytes) -> Draft:
         diagnostics=tuple(findings.diagnostics),
         dropped=findings.count - len(findings.diagnostics),
         complete=whole,
-        cluster_policies=tuple(cluster_policies),
+        cluster_policies=tuple(policy for policy in foreign if isinstance(policy, ClusterPolicy)),
+        istio=tuple(policy for policy in foreign if not isinstance(policy, ClusterPolicy)),
         nodes=tuple(nodes),
+        trust_bundles=tuple(trust_bundles),
     )
 
 
@@ -127,6 +139,7 @@ def _read_document(
     policies: list[DraftPolicy],
     repositories: list[DraftRepository],
     nodes: list[DraftNode],
+    trust_bundles: list[DraftTrustBundle],
     findings: Findings,
 ) -> bool:
     """Adds one document to its list. False when names that it may hold are lost."""
@@ -145,6 +158,10 @@ def _read_document(
     if kind.text == "Node":
         record = read_node(node, findings)
         nodes.extend([record] if record else [])
+        return True
+    if kind.text == "TrustBundle":
+        trust_bundle = read_trust_bundle(node, findings)
+        trust_bundles.extend([trust_bundle] if trust_bundle else [])
         return True
     policy = _read_policy(node, findings)
     policies.extend([policy] if policy else [])
@@ -189,16 +206,19 @@ def _read_repository(node: Mapping, findings: Findings) -> DraftRepository | Non
     defaults = read_mapping(fields["defaults"], KEYS_DEFAULTS, findings) if "defaults" in fields else None
     hosts = read_mapping(fields["hosts"], KEYS_HOSTS, findings) if "hosts" in fields else None
     mode = _optional(defaults, "mode", lambda each: read_word(each, "`mode`", MODES, findings))
-    _optional(defaults, "mtls", lambda each: read_word(each, "`mtls`", MTLS, findings))
+    mtls = _optional(defaults, "mtls", lambda each: read_word(each, "`mtls`", MTLS, findings))
     host_mode = _optional(hosts, "mode", lambda each: read_word(each, "`mode`", MODES, findings))
     lifeline = _optional(hosts, "lifeline", lambda each: _read_lifeline(each, findings))
     signers = _optional(fields, "signers", lambda each: _read_signers(each, findings))
+    issuers = _optional(fields, "jwt", lambda each: read_issuers(each, findings))
     return DraftRepository(
         trust_domain=trust_domain or "",
         mode=mode or Mode.OBSERVE,
         host_mode=host_mode or Mode.OBSERVE,
         lifeline=lifeline or (),
         signers=signers or (),
+        mtls=mtls is not False,
+        issuers=issuers or (),
     )
 
 
@@ -322,7 +342,8 @@ def _read_workload(scope: Scope | None, name: Scalar, node: Node, findings: Find
     posture = _optional(fields, "posture", lambda each: read_posture(each, findings))
     if match is not None and match.of_pods and fields is not None and "posture" in fields:
         findings.add("BH0510", _spot(fields["posture"]), hint="remove it")
-    return DraftWorkload(name, match, mode, labels or (), posture or ())
+    spiffe = _optional(fields, "spiffe", lambda each: read_spiffe(each, findings))
+    return DraftWorkload(name, match, mode, labels or (), posture or (), spiffe or "")
 
 
 def _skip_workload(name: Scalar, _node: Node, _findings: Findings) -> DraftWorkload:
@@ -372,12 +393,35 @@ def _read_rule(node: Node, keys: Keys, kind: str, findings: Findings) -> DraftRu
     source = _optional(fields, "from", lambda each: _read_peer(each, "`from`", findings))
     destination = _optional(fields, "to", lambda each: _read_peer(each, "`to`", findings))
     ports = _optional(fields, "ports", lambda each: read_ports(each, "`ports`", findings))
-    notes = {key: read_words(fields[key], f"`{key}`", findings) or "" for key in PROSE if key in fields}
+    owner, ticket, why = ((_optional(fields, key, partial(_read_prose, key, findings)) or "") for key in PROSE)
     expires = _optional(fields, "expires", lambda each: read_time(each, "`expires`", findings))
     mtls = _optional(fields, "mtls", lambda each: _read_mtls(each, findings))
+    l7 = _optional(fields, "l7", lambda each: read_l7(each, findings))
+    authz = _optional(fields, "authz", lambda each: read_authz(each, findings))
+    _check_by_request(fields, ports or (), mtls, findings)
     if name is None or source is None or destination is None or (ports is None and kind != "never"):
         return None
-    return DraftRule(name, source, destination, ports or (), _spot(node), kind, expires, mtls=mtls, **notes)
+    what = name, source, destination, ports or (), _spot(node), kind, expires
+    return DraftRule(*what, owner, ticket, why, mtls, l7, authz)
+
+
+def _read_prose(key: str, findings: Findings, node: Node) -> str | None:
+    return read_words(node, f"`{key}`", findings)
+
+
+def _check_by_request(
+    fields: dict[str, Node], ports: tuple[PortSpec, ...], mtls: Scalar | None, findings: Findings
+) -> None:
+    """What a rule that is judged by request cannot be about."""
+    key = next((key for key in BY_REQUEST if key in fields), None)
+    if key is None:
+        return
+    odd = next((port for port in ports if port.protocol != TCP), None)
+    if odd is not None:
+        hint = "write `any/tcp`" if odd.text == "any" else ""
+        findings.add("BH0511", _spot(fields["ports"]), hint=hint, key=key, port=odd.text)
+    if mtls is not None and mtls.text == "off":
+        findings.add("BH0513", mtls, hint="leave `mtls` out", key=key)
 
 
 def _read_mtls(node: Node, findings: Findings) -> Scalar | None:
@@ -415,9 +459,30 @@ def _read_test(node: Node, findings: Findings) -> DraftTest | None:
     if not {"accept", "deny"} & fields.keys():
         findings.add("BH0206", Spot(node.line, node.column), what="a test", key="accept", hint="or `deny`, or both")
     source = _optional(fields, "from", lambda each: _read_peer(each, "`from`", findings))
-    accept = _listed(fields.get("accept"), "`accept`", _read_target, findings)
-    deny = _listed(fields.get("deny"), "`deny`", _read_target, findings)
+    accept = _listed(fields.get("accept"), "`accept`", _read_expectation, findings)
+    deny = _listed(fields.get("deny"), "`deny`", _read_expectation, findings)
     return DraftTest(source, accept, deny, _spot(node)) if source else None
+
+
+def _read_expectation(node: Node, findings: Findings) -> DraftTarget | None:
+    """`PEER:PORT`, or `PEER:PORT METHOD PATH`."""
+    text = read_written(node, "a target", findings)
+    target, space, request = text.text.partition(" ") if text else ("", "", "")
+    if text is None or not space:
+        return _read_target(node, findings)
+    found = _read_target(text._replace(text=target), findings)
+    method, _, path = request.partition(" ")
+    if found is None:
+        return None
+    port = found.ports[0]
+    if not METHOD.fullmatch(method) or port.protocol != TCP or port.first != port.last:
+        findings.add("BH0314", text, hint=f"write `{found.peer.text}:443 GET /v1/items`", text=text.text)
+        return None
+    problem, hint = ("it is a pattern, and one request is meant", "") if set(path) & set("*{}") else path_problem(path)
+    if problem:
+        findings.add("BH0341", text, hint=hint, text=path, problem=problem)
+        return None
+    return found._replace(text=text.text, method=method, path=path)
 
 
 def _read_target(node: Node, findings: Findings) -> DraftTarget | None:

@@ -11,7 +11,19 @@ import json
 import sys
 from typing import Any, Final
 
-from bulkhead.policy import keys, match, node_documents, nodes, posture, read, values
+from bulkhead.policy import (
+    issuers,
+    keys,
+    l7_documents,
+    match,
+    node_documents,
+    nodes,
+    posture,
+    read,
+    spiffe,
+    trust_documents,
+    values,
+)
 from bulkhead.policy.fields import Keys
 from bulkhead.policy.ports import ICMP_TYPES, PORT_MAX
 
@@ -152,6 +164,69 @@ _RULE: Final[dict[str, Schema]] = {
     "why": _prose("The reason, shown with verdicts."),
     "mtls": _word(read.MTLS, "Whether both ends must prove who they are; `required` unless written."),
     "expires": _matching(values._TIME.pattern, "When it lapses, such as 2027-01-31T18:00:00Z; kept by the kernel."),
+    "l7": _see("l7", "What requests, or server names, it is limited to; needs TCP and workloads at both ends."),
+    "authz": _see("authz", "Who else is asked about each request."),
+}
+
+_VALUE: Final = {"type": "string", "minLength": 1, "maxLength": l7_documents.TEXT_MAX}
+_REQUEST_PATH: Final = {**_VALUE, "pattern": "^/[^?#;]*$"}
+_SCALAR_VALUE: Final = {"anyOf": [_VALUE, {"type": "number"}]}
+
+
+def _some(items: Schema, what: str) -> Schema:
+    return {**_list(items, what, empty=False), "maxItems": l7_documents.VALUES_MAX}
+
+
+_L7: Final[dict[str, Schema]] = {
+    "http": {
+        **_list(_ref("http"), "Requests: any of these.", empty=False),
+        "maxItems": l7_documents.ENTRIES_MAX,
+    },
+    "sni": _some(
+        {"type": "string", "pattern": f"^({l7_documents.SERVER_NAME.pattern})$"},
+        "Server names of TLS that the workloads speak themselves.",
+    ),
+}
+
+_HTTP: Final[dict[str, Schema]] = {
+    "methods": _some({"type": "string", "pattern": f"^({l7_documents.METHOD.pattern})$"}, "Any of these methods."),
+    "path": {**_REQUEST_PATH, "description": "Exact, `/*` behind it for all below it, or with {*} and {**} segments."},
+    "paths": _some(_REQUEST_PATH, "Any of these paths."),
+    "hosts": _some({"type": "string", "pattern": f"^({l7_documents.HOST.pattern})$"}, "Any of these hosts."),
+    "headers": {
+        "type": "object",
+        "minProperties": 1,
+        "propertyNames": {"pattern": f"^({l7_documents.HEADER.pattern})$"},
+        "additionalProperties": {"anyOf": [_SCALAR_VALUE, _ref("header")]},
+        "description": "All of these headers.",
+    },
+    "jwt": _see("jwtMatch", "A JWT that the request carries."),
+}
+
+_HEADER_KINDS: Final[dict[str, Schema]] = {
+    "exact": {**_SCALAR_VALUE, "description": "The whole value."},
+    "prefix": {**_SCALAR_VALUE, "description": "What it begins with."},
+    "suffix": {**_SCALAR_VALUE, "description": "What it ends in."},
+    "regex": {**_SCALAR_VALUE, "description": "An expression of RE2 for the whole value."},
+    "present": {"const": True, "description": "The header is there, whatever its value."},
+}
+
+_JWT: Final[dict[str, Schema]] = {
+    "issuer": _see("name", "As `jwt` of the repository calls it."),
+    "subjects": _some(_SCALAR_VALUE, "Any of these subjects."),
+    "audiences": _some(_SCALAR_VALUE, "Any of these audiences."),
+    "claims": {
+        "type": "object",
+        "minProperties": 1,
+        "additionalProperties": {"anyOf": [_SCALAR_VALUE, _some(_SCALAR_VALUE, "Any of these.")]},
+        "description": "All of these claims, of a list one; realm.roles is a claim in a claim.",
+    },
+}
+
+_ISSUER: Final[dict[str, Schema]] = {
+    "issuer": {**_VALUE, "description": "What `iss` says."},
+    "audiences": _list(_SCALAR_VALUE, "Of which `aud` must hold one; left out: any.", empty=False),
+    "jwks": {"type": "string", "minLength": 1, "description": "JSON Web Key Set, as text."},
 }
 
 _API_VERSION: Final[Schema] = {"const": read.API_VERSION, "description": "The version of the language."}
@@ -180,6 +255,11 @@ _REPOSITORY: Final[dict[str, Schema]] = {
         "Who may write policies, from the next commit on. Without it commits need no signature.",
         empty=False,
     ),
+    "jwt": {
+        **_named("issuer", "Who may sign the JWTs that rules ask for."),
+        "minProperties": 1,
+        "maxProperties": issuers.ISSUERS_MAX,
+    },
 }
 
 _SIGNER: Final[dict[str, Schema]] = {
@@ -213,6 +293,25 @@ _NODE: Final[dict[str, Schema]] = {
         "What comes from it and does not say who is talking: refused (`deny`, unless written), or judged by `address`.",
     ),
     "revoked": {"type": "boolean", "description": "Its key proves nothing any more."},
+    "ca": {
+        **_list(
+            {"type": "string", "pattern": "[A-Za-z0-9+/]"},
+            "Certificates of its authority, in base64 or PEM; two while it is replaced.",
+            empty=False,
+        ),
+        "maxItems": nodes.AUTHORITIES_MAX,
+    },
+}
+
+_TRUST_BUNDLE: Final[dict[str, Schema]] = {
+    "apiVersion": _API_VERSION,
+    "kind": {"const": "TrustBundle", "description": "What vouches for the workloads of another trust domain."},
+    "metadata": _ref("trustBundleMetadata"),
+    "bundle": {"type": "string", "description": "A SPIFFE bundle document, as text.", "pattern": "[{]"},
+}
+
+_TRUST_BUNDLE_METADATA: Final[dict[str, Schema]] = {
+    "name": _matching(values._TRUST_DOMAIN.pattern, "The trust domain."),
 }
 
 _NODE_METADATA: Final[dict[str, Schema]] = {
@@ -234,6 +333,7 @@ _OTHERS: Final[dict[str, Schema]] = {
     "match": _ref("match"),
     "labels": _see("labels", "What rules may select the workload by."),
     "posture": _ref("posture"),
+    "spiffe": _matching(spiffe.TEMPLATE.pattern, "Path of its SPIFFE ID; {host} is the name of the node."),
     "cidr": _list(_ref("prefix"), "Its addresses.", empty=False),
     "except": _list(_ref("prefix"), "Addresses that are not among them."),
     "fqdn": _list(_ref("fqdn"), "DNS names, instead of addresses.", empty=False),
@@ -249,7 +349,7 @@ def schema() -> Schema:
         "$schema": DIALECT,
         "title": read.API_VERSION,
         "description": "One document of a Bulkhead policy repository.",
-        "oneOf": [_ref("repository"), _ref("policy"), _ref("node")],
+        "oneOf": [_ref("repository"), _ref("policy"), _ref("node"), _ref("trustBundle")],
         "definitions": {**_scalars(), **_mappings()},
     }
 
@@ -272,7 +372,10 @@ def _scalars() -> dict[str, Schema]:
                 _matching(_PORT, "Such as 8000-8100, 53/udp, icmp/echo, proto/47 or any; numbers alone are TCP."),
             ]
         },
-        "target": _matching(f"{_PEER_NAME}:({_PORT})", "PEER:PORT"),
+        "target": _matching(
+            f"{_PEER_NAME}:({_PORT}|{_NUMBER} {l7_documents.METHOD.pattern} /[^?#;*{{}}]*)",
+            "PEER:PORT, or PEER:PORT METHOD PATH for one request.",
+        ),
         "prefix": _matching(values._PREFIX.pattern, "An address or a prefix without host bits."),
         "fqdn": _matching(_FQDN, "A whole name, such as s3.example.com; `*` may stand for the first label."),
     }
@@ -299,6 +402,12 @@ def _mappings() -> dict[str, Schema]:
         "metadata": _object(read.KEYS_METADATA, _OTHERS, "Whose policy it is."),
         "node": _object(node_documents.KEYS_NODE, _NODE, "A machine of the trust domain."),
         "nodeMetadata": _object(node_documents.KEYS_NODE_METADATA, _NODE_METADATA, "Which machine it is."),
+        "trustBundle": _object(
+            trust_documents.KEYS_TRUST_BUNDLE, _TRUST_BUNDLE, "What vouches for another trust domain."
+        ),
+        "trustBundleMetadata": _object(
+            trust_documents.KEYS_TRUST_BUNDLE_METADATA, _TRUST_BUNDLE_METADATA, "Which trust domain it is."
+        ),
         "signer": _object(read.KEYS_SIGNER, _SIGNER, "A key that commits may be signed with."),
         "scope": _object(read.KEYS_SCOPE, _SCOPE, "The part of a Kubernetes cluster that the workloads are pods of."),
         "workload": _object(read.KEYS_WORKLOAD, _OTHERS, "A set of endpoints."),
@@ -312,6 +421,18 @@ def _mappings() -> dict[str, Schema]:
         "external": _object(read.KEYS_EXTERNAL, _OTHERS, "`cidr` less `except`, or `fqdn`.", **known),
         "allow": _object(read.KEYS_ALLOW, _RULE, "A rule. It opens both ends."),
         "exception": _object(read.KEYS_EXCEPTION, _RULE, "A rule that ends."),
+        "l7": _object(l7_documents.KEYS_L7, _L7, "Requests or server names.", minProperties=1, maxProperties=1),
+        "http": _object(l7_documents.KEYS_HTTP, _HTTP, "Keys AND, a list ORs.", minProperties=1),
+        "header": _object(
+            l7_documents.KEYS_HEADER, _HEADER_KINDS, "How a header compares.", minProperties=1, maxProperties=1
+        ),
+        "jwtMatch": _object(l7_documents.KEYS_JWT, _JWT, "A JWT; keys AND, a list ORs."),
+        "authz": _object(
+            l7_documents.KEYS_AUTHZ,
+            {"rego": _matching(l7_documents.PACKAGE.pattern, "Package of the repository's Rego, such as shop.orders.")},
+            "Who else is asked about each request.",
+        ),
+        "issuer": _object(issuers.KEYS_ISSUER, _ISSUER, "Who may sign JWTs."),
         "never": _object(read.KEYS_NEVER, _RULE, "An invariant; without `ports` about all of them."),
         "test": _object(read.KEYS_TEST, _OTHERS, "Expectations, judged as if all modes were enforce.", **either),
     }

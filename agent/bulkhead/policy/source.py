@@ -22,6 +22,8 @@ FILE_BYTES_MAX = 1 << 20
 REPOSITORY_BYTES_MAX = 64 << 20
 FILES_MAX = 10_000
 SUFFIXES = (".yaml", ".yml")
+MODULE_SUFFIX = ".rego"
+MODULES_MAX = 256
 ABBREVIATED = 7
 """Characters of a commit id in places and messages."""
 
@@ -41,6 +43,8 @@ class Sources:
 
     commit: str
     files: tuple[SourceFile, ...]
+    modules: tuple[SourceFile, ...] = ()
+    """Its files of Rego, in the same order."""
 
     @property
     def abbreviated(self) -> str:
@@ -65,7 +69,7 @@ def read_commit(repository: Path, revision: str) -> Sources:
     commit = git.resolve(directory, revision, repository)
     listing = git.run(directory, "ls-tree", "-r", "-l", "-z", "--full-tree", commit)
     entries = _select(_entries(listing), commit[:ABBREVIATED])
-    return Sources(commit, tuple(_read_blobs(directory, entries, commit)))
+    return _sources(commit, _read_blobs(directory, entries, commit))
 
 
 def read_directory(path: Path) -> Sources:
@@ -82,7 +86,7 @@ def read_directory(path: Path) -> Sources:
         raise UnreachableError(f"cannot read `{presentable(str(error.filename))}`: {error.strerror}") from error
     for entry, content in contents:
         _check_size(entry.path, len(content), "")
-    return Sources("", tuple(SourceFile(entry.path, blob_id(content), content) for entry, content in contents))
+    return _sources("", (SourceFile(entry.path, blob_id(content), content) for entry, content in contents))
 
 
 def blob_id(content: bytes, algorithm: str = "sha1") -> str:
@@ -97,6 +101,20 @@ def is_policy(path: str) -> bool:
     return path.lower().endswith(SUFFIXES) and not path.startswith(".") and "/." not in path
 
 
+def is_module(path: str) -> bool:
+    """Whether a path is read as Rego, by the same rule."""
+    return path.lower().endswith(MODULE_SUFFIX) and not path.startswith(".") and "/." not in path
+
+
+def _sources(commit: str, read: Iterable[SourceFile]) -> Sources:
+    files = tuple(read)
+    return Sources(
+        commit,
+        tuple(file for file in files if not is_module(file.path)),
+        tuple(file for file in files if is_module(file.path)),
+    )
+
+
 def _entries(listing: bytes) -> Iterator[_Entry]:
     """The lines of `git ls-tree -l -z`: mode, type, id, size, path."""
     for line in listing.split(b"\0")[:-1]:
@@ -109,9 +127,10 @@ def _select(entries: Iterable[_Entry], commit: str) -> list[_Entry]:
     """The policy files among all entries of a tree, in order, after every check that needs no content."""
     chosen: dict[str, _Entry] = {}
     folded: dict[str, str] = {}
+    modules = 0
     for entry in entries:
         _check_kind(entry, commit)
-        if not is_policy(entry.path):
+        if not is_policy(entry.path) and not is_module(entry.path):
             continue
         _check_size(entry.path, entry.size, commit)
         if entry.path in chosen or not entry.path.isprintable():
@@ -122,6 +141,9 @@ def _select(entries: Iterable[_Entry], commit: str) -> list[_Entry]:
         chosen[entry.path] = entry
         if len(chosen) > FILES_MAX:
             _refuse("BH0804", entry.path, commit, amount=f"{len(chosen)} files", limit=FILES_MAX)
+        modules += is_module(entry.path)
+        if modules > MODULES_MAX:
+            _refuse("BH0804", entry.path, commit, amount=f"{modules} files of Rego", limit=MODULES_MAX)
     total = sum(entry.size for entry in chosen.values())
     if total > REPOSITORY_BYTES_MAX:
         _refuse("BH0804", min(chosen), commit, amount=f"{total} bytes", limit=REPOSITORY_BYTES_MAX)
@@ -137,7 +159,7 @@ def _check_kind(entry: _Entry, commit: str) -> None:
         _refuse("BH0802", entry.path, commit)
     if entry.mode in _KINDS:
         _refuse("BH0801", entry.path, commit, what=_KINDS[entry.mode])
-    if entry.mode not in ("100644", "100755") and entry.path.lower().endswith(SUFFIXES):
+    if entry.mode not in ("100644", "100755") and entry.path.lower().endswith((*SUFFIXES, MODULE_SUFFIX)):
         _refuse("BH0801", entry.path, commit, what=f"file of mode {entry.mode}")
 
 

@@ -74,9 +74,9 @@ def _peer_hint(text: str) -> str:
     return ""
 
 
-def read_trust_domain(node: Node, findings: Findings) -> str | None:
+def read_trust_domain(node: Node, findings: Findings, what: str = "`trustDomain`") -> str | None:
     """A SPIFFE trust domain name."""
-    text = read_text(node, "`trustDomain`", findings)
+    text = read_text(node, what, findings)
     if text is None:
         return None
     if not _TRUST_DOMAIN.fullmatch(text.text):

@@ -54,8 +54,8 @@ def ports(text: str) -> tuple:
 
 
 def rule(number: int, text: str, externals: Iterable[str] = (), expires: datetime | None = None) -> Rule:
-    """`web -> api 443,53/udp`."""
-    source, _, destination, wanted = text.split(" ")
+    """`web -> api 443,53/udp`, and `off` behind it for `mtls: off`."""
+    source, _, destination, wanted, *off = text.split(" ")
     return Rule(
         RuleId(number),
         "shop",
@@ -66,6 +66,8 @@ def rule(number: int, text: str, externals: Iterable[str] = (), expires: datetim
         loc(100 + number),
         expires,
         kind="exception" if expires else "allow",
+        mtls_off=bool(off),
+        mtls=not off,
     )
 
 

@@ -20,11 +20,12 @@ from bulkhead.dataplane import bundle
 from bulkhead.dataplane.bundle import BundleError, pack, read, unpack
 from bulkhead.dataplane.compile import Compiled, compile_commit
 from bulkhead.dataplane.hosting import host_set_id
-from bulkhead.policy.model import Match
+from bulkhead.errors import Loc
+from bulkhead.policy.model import Match, TrustBundle
 from bulkhead.policy.nodes import NUMBER_MAX, Node, Unknown
 from unit.dataplane.build import NOW, external, shop, workload
 
-HEADER = struct.Struct("<8sII15I32s")
+HEADER = struct.Struct("<8sII22I32s")
 
 
 def example(host: str | None = "web-1") -> Compiled:
@@ -39,12 +40,13 @@ def example(host: str | None = "web-1") -> Compiled:
             "web-1", 17, (ip_network("192.0.2.1"), ip_network("fd00:7::/64")), key, Unknown.ADDRESS, False, "n.yaml:1"
         ),
         Node("old", NUMBER_MAX, (ip_network("192.0.2.1"),), key, revoked=True, origin="n.yaml:9"),
-        Node("printer", 9, (ip_network("192.0.2.9"),), None),
+        Node("printer", 9, (ip_network("192.0.2.9"),), None, ca=(b"old", b"new")),
     )
+    trusted = (TrustBundle("partner.example", '{"keys":[]}', Loc("t.yaml", 4)),)
     rules = ["users -> web 443", "web -> api 8000-8100,icmp/echo", ("any -> s3 443", NOW + timedelta(hours=1))]
     written = ["web", "api", backup, workload("pay", pods, 8)]
     policy_set = shop(*rules, "host -> world any", "legacy -> web 9100", workloads=written, externals=outside)
-    return compile_commit(replace(policy_set, nodes=nodes), host, NOW)
+    return compile_commit(replace(policy_set, nodes=nodes, trust_bundles=trusted), host, NOW)
 
 
 def signed(data: bytes) -> bytes:
@@ -82,7 +84,8 @@ def test_keys_and_entries_lie_as_the_kernel_wants_them() -> None:
         for k, e in zip(keys, entries, strict=True)
     }  # fmt: skip
     written = before.entries | before.openings
-    assert seen == {key: (e.rule_id, int(e.deadline or 0), 0, 0) for key, e in written.items()}
+    assert seen == {key: (e.rule_id, int(e.deadline or 0), 0, e.flags) for key, e in written.items()}
+    assert any(e.flags for e in written.values())
     first4 = abi.AddressKey4.from_buffer_copy(found.keys4)
     assert first4.prefix_bits in (0, 8, 24)
 
@@ -99,7 +102,7 @@ def test_records_are_found_by_their_number() -> None:
     assert found.identity_name(before.classes4[next(iter(before.classes4))]) is not None
     assert found.identity_name(77) is None
     assert found.identity_name(6) == "legacy"
-    assert found.counts["rules"] == 5
+    assert found.counts["rules"] == 6
     assert found.counts["policy_entries"] == len(before.entries) + len(before.openings)
     assert tuple(found.nodes()) == before.nodes
     assert found.host_sets() == {host_set_id(("db-*",)): ("db-*",)}
@@ -242,11 +245,13 @@ def records(*listed: list[object], first: int = 1) -> bytes:
 
 
 KEY_TEXT = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
-NODE: list[object] = ["web-1", 17, ["192.0.2.1/32"], KEY_TEXT, "deny", False, "n.yaml:1"]
+NODE: list[object] = ["web-1", 17, ["192.0.2.1/32"], KEY_TEXT, "deny", False, "n.yaml:1", []]
 
 
 def with_nodes(section: bytes) -> bytes:
-    return assembled([*sections_of(PACKED)[:14], section])
+    sections = sections_of(PACKED)
+    sections[14] = section
+    return assembled(sections)
 
 
 def test_a_node_as_the_compiler_writes_it_is_taken() -> None:
@@ -272,6 +277,8 @@ def test_a_node_as_the_compiler_writes_it_is_taken() -> None:
         (4, "allow", "another shape"),
         (5, "false", "another shape"),
         (6, None, "another shape"),
+        (7, None, "another shape"),
+        (7, ["%"], "another shape"),
     ],
 )
 def test_a_node_that_no_compiler_writes_is_refused(at: int, value: object, problem: str) -> None:

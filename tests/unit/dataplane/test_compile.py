@@ -19,6 +19,7 @@ from bulkhead.dataplane.compile import (
     identity_name,
     lookup,
 )
+from bulkhead.dataplane.entries import MTLS
 from bulkhead.dataplane.resolve import Limits
 from bulkhead.errors import PolicyError
 from bulkhead.identity.registry import workload_identity
@@ -57,8 +58,8 @@ def test_nothing_is_allowed_without_a_rule() -> None:
 def test_rule_opens_both_ends_and_no_other() -> None:
     found = compiled(shop("web -> api 8443"))
     assert found.entries == {
-        PolicyKey(WEB, EGRESS, API, TCP, 8443, 16): PolicyEntry(1, None),
-        PolicyKey(API, INGRESS, WEB, TCP, 8443, 16): PolicyEntry(1, None),
+        PolicyKey(WEB, EGRESS, API, TCP, 8443, 16): PolicyEntry(1, None, MTLS),
+        PolicyKey(API, INGRESS, WEB, TCP, 8443, 16): PolicyEntry(1, None, MTLS),
     }
 
 
@@ -125,17 +126,17 @@ def test_expired_exception_allows_nothing_and_is_still_known() -> None:
 
 def test_permanent_allow_is_not_shortened_by_an_exception_of_the_same_traffic() -> None:
     found = compiled(shop(("web -> api 22", later(1)), "web -> api 22"))
-    assert lookup(found, WEB, EGRESS, API, TCP, 22) == PolicyEntry(2, None)
+    assert lookup(found, WEB, EGRESS, API, TCP, 22) == PolicyEntry(2, None, MTLS)
 
 
 def test_later_of_two_exceptions_holds_and_the_lower_id_among_equals() -> None:
     found = compiled(shop(("web -> api 22", later(1)), ("web -> api 22", later(2)), ("web -> api 22", later(2))))
-    assert lookup(found, WEB, EGRESS, API, TCP, 22) == PolicyEntry(2, later(2).timestamp())
+    assert lookup(found, WEB, EGRESS, API, TCP, 22) == PolicyEntry(2, later(2).timestamp(), MTLS)
 
 
 def test_narrow_exception_takes_over_the_broad_allow_that_outlives_it() -> None:
     found = compiled(shop(("web -> api 22", later(1)), "web -> api any/tcp"))
-    assert lookup(found, WEB, EGRESS, API, TCP, 22) == PolicyEntry(2, None)
+    assert lookup(found, WEB, EGRESS, API, TCP, 22) == PolicyEntry(2, None, MTLS)
 
 
 def test_narrow_rule_keeps_its_name_when_it_lasts_as_long() -> None:
@@ -145,8 +146,8 @@ def test_narrow_rule_keeps_its_name_when_it_lasts_as_long() -> None:
 
 def test_long_exception_of_one_port_outlives_a_short_one_of_all() -> None:
     found = compiled(shop(("web -> api 22", later(5)), ("web -> api any/tcp", later(1))))
-    assert lookup(found, WEB, EGRESS, API, TCP, 22) == PolicyEntry(1, later(5).timestamp())
-    assert lookup(found, WEB, EGRESS, API, TCP, 23) == PolicyEntry(2, later(1).timestamp())
+    assert lookup(found, WEB, EGRESS, API, TCP, 22) == PolicyEntry(1, later(5).timestamp(), MTLS)
+    assert lookup(found, WEB, EGRESS, API, TCP, 23) == PolicyEntry(2, later(1).timestamp(), MTLS)
 
 
 RANGES = st.tuples(st.integers(1, 64), st.integers(0, 63)).map(lambda r: f"{r[0]}-{r[0] + r[1]}")

@@ -16,10 +16,11 @@ from bulkhead.dataplane import reference
 from bulkhead.dataplane.difference import FOREVER, REFUSED, Difference, Kind, Reach, difference
 from bulkhead.dataplane.reference import Answer, Identified, Remote, Standing
 from bulkhead.errors import PolicyError
+from bulkhead.policy.l7 import L7, HttpMatch
 from bulkhead.policy.model import Match, Mode, PolicySet
 from property import strategies
 from property.strategies import Opening, Probes
-from unit.dataplane.build import NOW, external, shop, workload
+from unit.dataplane.build import NOW, external, loc, shop, workload
 
 
 def told(one: Reach) -> tuple[str, str, str, list[tuple[int, int]]]:
@@ -57,6 +58,26 @@ def test_a_removed_rule_that_another_covers_is_without_effect() -> None:
     found = between(shop("any -> api any/tcp", "web -> api 443"), shop("any -> api any/tcp"))
     assert found.reach == ()
     assert [(one.name, one.what, one.effect) for one in found.altered] == [("shop/rule-2", "removed", False)]
+
+
+def test_what_a_rule_asks_of_conversations_is_a_change_without_reach() -> None:
+    def requests(*paths: str) -> PolicySet:
+        written = shop("web -> api 443")
+        l7 = L7(loc(1), tuple(HttpMatch(loc(1), paths=(path,)) for path in paths), text="same")
+        return replace(written, rules=tuple(replace(rule, l7=l7) for rule in written.rules))
+
+    for before, after, field, how in (
+        (shop("web -> api 443"), shop("web -> api 443 off"), "mtls", ""),
+        (shop("web -> api 443"), requests("/v1/*"), "l7", "narrowed"),
+        (requests("/v1/*"), shop("web -> api 443"), "l7", "widened"),
+        (requests("/v1/*", "/v2"), requests("/v1/*"), "l7", "narrowed"),
+        (requests("/v1/*"), requests("/v1/*", "/v2"), "l7", "widened"),
+        (requests("/v1/*", "/v2"), requests("/v1/*", "/v3"), "l7", "changed"),
+    ):
+        found = between(before, after)
+        (altered,) = found.altered
+        assert altered.requests == how
+        assert (found.reach, [detail.field for detail in altered.details], altered.effect) == ((), [field], True)
 
 
 def test_every_rule_that_brings_a_port_is_named() -> None:

@@ -99,6 +99,12 @@ EXCEPTION = (
     b"exceptions:\n  - {name: e, from: api, to: web, ports: [1], expires: 2026-01-04T00:00:00Z, owner: a, ticket: b}\n"
 )
 
+OWN_BUNDLE = b"""apiVersion: bulkhead/v1alpha1
+kind: TrustBundle
+metadata: {name: example.org}
+bundle: '{"keys": []}'
+"""
+
 PRODUCERS: dict[str, Producer] = {
     "BH0100": of_text(WORKLOADS + b"".join(b"k%d: {}\n" % number for number in range(30))),
     "BH0102": of_text(HONEST + b"# \xff\n"),
@@ -108,9 +114,17 @@ PRODUCERS: dict[str, Producer] = {
         REPOSITORY + b'hosts: {lifeline: [{from: admins, to: "host:22"}]}\n',
         other=OTHER.replace(b"web.service", b"a.service").replace(b"api.service", b"b.service") + ADMINS,
     ),
+    "BH0346": of_text(HONEST, REPOSITORY + b"jwt: {corp: {issuer: a, jwks: '{}'}}\n"),
+    "BH0348": of_text(
+        WORKLOADS
+        + b"allow:\n  - name: a\n    from: web\n    to: api\n    ports: [443]\n    l7:\n      http:\n"
+        + b"        - {methods: [GET]}\n" * 65
+    ),
+    "BH0413": of_text(OWN_BUNDLE),
     "BH0501": of_text(HONEST + b"never:\n  - {name: never, from: web, to: api, why: apart}\n"),
     "BH0502": of_text(HONEST + b'tests:\n  - {from: web, deny: ["api:443"]}\n'),
     "BH0601": of_text(CODES["BH0601"].example.encode()),
+    "BH0605": of_text(CODES["BH0605"].example.encode()),
     "BH0602": colliding,
     "BH0603": of_text(
         HONEST.replace(b"{unit: web.service}", b"{host: web-4e7c, unit: web.service}").replace(
@@ -133,7 +147,17 @@ PRODUCERS: dict[str, Producer] = {
 
 _HISTORY = "tests/unit/policy/test_history.py"
 _REMOTE = "tests/unit/policy/test_remote.py"
+_REGO = "tests/unit/rego/test_examine.py"
 TESTS: dict[str, str] = {
+    "BH1308": "tests/unit/dataplane/test_istio.py::"
+    "test_refuse_what_would_have_to_be_judged_of_callers_that_come_through_no_proxy",
+    "BH1401": f"{_REGO}::test_refuse_rego_where_there_is_no_engine",
+    "BH1402": f"{_REGO}::test_refuse_what_the_engine_does_not_know",
+    "BH1403": f"{_REGO}::test_refuse_what_the_engine_does_not_know",
+    "BH1404": f"{_REGO}::test_refuse_a_package_that_no_module_has_or_that_has_no_allow",
+    "BH1405": f"{_REGO}::test_guardrails_speak_at_the_line_of_the_thing_they_name",
+    "BH1406": f"{_REGO}::test_guardrails_speak_at_the_line_of_the_thing_they_name",
+    "BH1407": f"{_REGO}::test_guardrails_that_name_nothing_or_cannot_be_judged_speak_at_their_own_module",
     "BH1101": f"{_HISTORY}::test_refuse_a_commit_that_is_not_signed",
     "BH1102": f"{_HISTORY}::test_refuse_an_unknown_signer",
     "BH1103": f"{_HISTORY}::test_refuse_an_expired_signer_whatever_date_he_gives_his_commit",

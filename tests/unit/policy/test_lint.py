@@ -271,6 +271,23 @@ def test_rules_that_opt_out_of_mutual_tls_are_listed_with_their_owner(parsed):
     assert [each.message.rpartition(" ")[2] for each in found] == ["nobody", "team-b"]
 
 
+def test_warn_where_plaintext_is_permitted_beside_a_rule_that_asks_for_mutual_tls(parsed):
+    body = rule("strict", "web", "api", "80") + rule("plain", "any", "api", '"1-100"', ', mtls: "off"')
+    until = ', expires: "2027-01-01T00:00:00Z", owner: team-b, ticket: T-1, mtls: "off"'
+    passing = "exceptions:\n" + rule("late", "web", "api", "80", until)
+    found = [each for each in lint(parsed(SHOP + body + passing), NOW) if each.code == "BH1019"]
+    assert [(each.loc.line, each.related[0][0].line) for each in found] == [(13, 12)]
+    apart = rule("strict", "web", "api", "80") + rule("plain", "web", "api", "81", ', mtls: "off"')
+    assert [each.code for each in lint(parsed(SHOP + apart), NOW)] == ["BH1015"]
+
+
+def test_a_rule_that_permits_plaintext_is_not_covered_by_one_that_does_not(linted):
+    strict, plain = rule("wide", "web", "api", '"1-100"'), rule("plain", "web", "api", "80", ', mtls: "off"')
+    assert [code for code, _ in linted(SHOP + strict + plain) if code == "BH1001"] == []
+    strict, plain = rule("one", "web", "api", "80"), rule("wide", "web", "api", '"1-100"', ', mtls: "off"')
+    assert ("BH1001", 12) in linted(SHOP + strict + plain)
+
+
 def test_warn_about_an_invariant_without_a_reason(linted):
     never = "never:\n  - {name: apart, from: api, to: web"
     assert linted(f"{SHOP}{never}}}\n") == [("BH1018", 13)]

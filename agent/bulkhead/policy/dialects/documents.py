@@ -8,12 +8,16 @@ from typing import NamedTuple
 from bulkhead.policy.cluster import ClusterPolicy
 from bulkhead.policy.dialects.adminnetworkpolicy import read_admin_network_policy, read_baseline_admin_network_policy
 from bulkhead.policy.dialects.clusternetworkpolicy import read_cluster_network_policy
+from bulkhead.policy.dialects.istio_authorization import read_authorization_policy
+from bulkhead.policy.dialects.istio_peer import read_peer_authentication
 from bulkhead.policy.dialects.networkpolicy import read_network_policy
 from bulkhead.policy.fields import Keys, did_you_mean, expect_items, expect_mapping, read_mapping, read_text
 from bulkhead.policy.findings import Findings
+from bulkhead.policy.istio import IstioPolicy
 from bulkhead.policy.yaml_nodes import Mapping, Node, Scalar
 
-Reader = Callable[[Mapping, Findings], ClusterPolicy | None]
+ForeignPolicy = ClusterPolicy | IstioPolicy
+Reader = Callable[[Mapping, Findings], ForeignPolicy | None]
 
 READERS: dict[tuple[str, str], Reader] = {
     ("networking.k8s.io/v1", "NetworkPolicy"): read_network_policy,
@@ -21,6 +25,10 @@ READERS: dict[tuple[str, str], Reader] = {
     ("policy.networking.k8s.io/v1alpha1", "BaselineAdminNetworkPolicy"): read_baseline_admin_network_policy,
     ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy"): read_cluster_network_policy,
     ("policy.networking.k8s.io/v1beta1", "ClusterNetworkPolicy"): read_cluster_network_policy,
+    ("security.istio.io/v1beta1", "AuthorizationPolicy"): read_authorization_policy,
+    ("security.istio.io/v1", "AuthorizationPolicy"): read_authorization_policy,
+    ("security.istio.io/v1beta1", "PeerAuthentication"): read_peer_authentication,
+    ("security.istio.io/v1", "PeerAuthentication"): read_peer_authentication,
 }
 """What can be read, by `apiVersion` and `kind`."""
 
@@ -52,7 +60,7 @@ def head_of(node: Node) -> Head | None:
     return Head(version, kind) if known else None
 
 
-def read_documents(node: Node, head: Head, findings: Findings) -> tuple[ClusterPolicy, ...]:
+def read_documents(node: Node, head: Head, findings: Findings) -> tuple[ForeignPolicy, ...]:
     """The policies of one document: one, or those of a list."""
     if not isinstance(node, Mapping):
         return ()
@@ -70,7 +78,7 @@ def read_documents(node: Node, head: Head, findings: Findings) -> tuple[ClusterP
     return ()
 
 
-def _read_list(node: Mapping, listed: tuple[str, str] | None, findings: Findings) -> tuple[ClusterPolicy, ...]:
+def _read_list(node: Mapping, listed: tuple[str, str] | None, findings: Findings) -> tuple[ForeignPolicy, ...]:
     """The items; those of a typed list may leave out what they are."""
     fields = read_mapping(node, LIST, findings) or {}
     if "metadata" in fields:
@@ -80,7 +88,7 @@ def _read_list(node: Mapping, listed: tuple[str, str] | None, findings: Findings
     return tuple(policy for policy in policies if policy)
 
 
-def _read_item(node: Node, listed: tuple[str, str] | None, findings: Findings) -> ClusterPolicy | None:
+def _read_item(node: Node, listed: tuple[str, str] | None, findings: Findings) -> ForeignPolicy | None:
     item = expect_mapping(node, "an item", findings)
     if item is None:
         return None
