@@ -20,10 +20,8 @@ from __future__ import annotations
 
 import hmac
 import json
-import os
 import resource
 import socket
-import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,16 +33,15 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from bulkhead import config
 from bulkhead.confinement import confine, end_with_parent, hide_memory, lock_memory
 from bulkhead.errors import UsageError
+from bulkhead.secret_files import read_passphrase, read_secret
 
 KEY_BYTES: Final = 16
 """Of one direction's key, for SipHash."""
 _LABEL: Final = b"bulkhead wire v1"
 _MEMORY_BYTES_MAX: Final = 1 << 30
 _FILES_MAX: Final = 64
-_FILE_BYTES_MAX: Final = 64 << 10
 _REQUEST_BYTES_MAX: Final = 1 << 20
 _PEERS_MAX: Final = 1 << 16
-_CREDENTIALS: Final = "$CREDENTIALS_DIRECTORY/"
 
 
 class Party(NamedTuple):
@@ -114,17 +111,9 @@ def generate(passphrase: bytes) -> tuple[bytes, bytes]:
     return file, _raw(private)
 
 
-def read_passphrase(path: Path) -> bytes:
-    """The first line of a file that its owner alone may read. Raises UsageError."""
-    lines = _read_secret(path).splitlines()
-    if not lines or not lines[0]:
-        raise UsageError(f"the passphrase file `{path}` is empty")
-    return lines[0]
-
-
 def read_key(path: Path, passphrase: Path) -> X25519PrivateKey:
     """The private key of a file that its owner alone may read. Raises UsageError, which holds nothing of the key."""
-    text, phrase = _read_secret(path), read_passphrase(passphrase)
+    text, phrase = read_secret(path), read_passphrase(passphrase)
     try:
         private = serialization.load_pem_private_key(text, phrase)
     except TypeError:
@@ -134,31 +123,6 @@ def read_key(path: Path, passphrase: Path) -> X25519PrivateKey:
     if not isinstance(private, X25519PrivateKey):
         raise UsageError(f"the key file `{path}` holds another kind of key than X25519")
     return private
-
-
-def _read_secret(path: Path) -> bytes:
-    place = _place(path)
-    try:
-        with place.open("rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise UsageError(f"`{path}` is not a file")
-            if stat.S_IMODE(status.st_mode) & 0o077:
-                raise UsageError(f"others than its owner may read `{path}`: its mode has to be 0600 or less")
-            if status.st_uid not in (0, os.geteuid()):
-                raise UsageError(f"`{path}` belongs to user {status.st_uid}, who could replace it")
-            return file.read(_FILE_BYTES_MAX)
-    except OSError as error:
-        raise UsageError(f"cannot read `{path}`: {error.strerror}") from None
-
-
-def _place(path: Path) -> Path:
-    if not str(path).startswith(_CREDENTIALS):
-        return path
-    directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
-    if not directory:
-        raise UsageError(f"`{path}`: no credentials were given to the agent by systemd (LoadCredentialEncrypted=)")
-    return Path(directory) / str(path).removeprefix(_CREDENTIALS)
 
 
 # The process

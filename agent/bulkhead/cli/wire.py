@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import click
 
 from bulkhead.cli.options import View, view_options
 from bulkhead.cli.output import cell, note, show, show_json
-from bulkhead.errors import ExitCode, UsageError
+from bulkhead.errors import ExitCode
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,27 +32,16 @@ def keygen(view: View, out: Path, passphrase_file: Path) -> ExitCode:
     import base64
 
     from bulkhead import keyd
+    from bulkhead.secret_files import read_passphrase, write_secret
 
-    file, public = keyd.generate(keyd.read_passphrase(passphrase_file))
-    _write_secret(out, file)
+    file, public = keyd.generate(read_passphrase(passphrase_file))
+    write_secret(out, file)
     text = base64.b64encode(public).decode()
     if view.as_json:
         show_json("NodeKey", {"file": str(out), "key": text})
     else:
         click.echo(f"key: {text}")
     return ExitCode.OK
-
-
-def _write_secret(path: Path, content: bytes) -> None:
-    """Never over another file: it could be the key that a node lives by."""
-    try:
-        number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(number, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise UsageError(f"cannot write the key to `{path}`: {error.strerror}") from error
 
 
 @wire.command()

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import socket
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from bulkhead.config import Settings, dump
+from bulkhead.daemon.child import Child, Kind
 from bulkhead.errors import UnreachableError
 from bulkhead.kernel.wire import KEYS_BYTES
 from bulkhead.observe.logs import Log
@@ -19,11 +16,8 @@ from bulkhead.policy.nodes import KEY_BYTES, Node
 
 log = Log()
 
-_HEAD_BYTES_MAX: Final = 1 << 20
-_BODY_BYTES_MAX: Final = 64 << 20
 _ANSWER_S: Final = 10.0
-_RESTART_S: Final = (0.2, 1.0, 5.0, 15.0)
-"""Pause before each restart in a row."""
+_KIND: Final = Kind("the key process", "bulkhead.keyd", body_bytes_max=64 << 20, options=("-B",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,30 +53,30 @@ class KeyProcess:
         """None: not known yet. Stays while the process is restarted."""
         self.error = "" if self.is_wanted else "no `node_key` is set"
         """Why it cannot be asked now."""
-        self.pid = 0
-        """0: it does not run."""
-        self.restarts = 0
         self._settings = settings
-        self._writer: asyncio.StreamWriter | None = None
-        self._process: asyncio.subprocess.Process | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._child = Child(_KIND, lambda: (dump(settings),), self._hear, self._child_ended)
         self._asking = asyncio.Lock()
         self._answer: asyncio.Future[tuple[dict[str, Any], bytes]] | None = None
         self._asked = 0
 
+    @property
+    def pid(self) -> int:
+        """0: it does not run."""
+        return self._child.pid
+
+    @property
+    def restarts(self) -> int:
+        """How often it had to be started again."""
+        return self._child.restarts
+
     def start(self) -> None:
         """Start the process and go on in the background; nothing where no key is wanted."""
         if self.is_wanted:
-            self._task = asyncio.create_task(self._keep_running(), name="key-process")
+            self._child.start()
 
     async def stop(self) -> None:
         """End the process."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        if self._process is not None and self._process.returncode is None:
-            self._process.terminate()
-            await self._process.wait()
+        await self._child.stop()
 
     async def derive(self, domain: str, own: Node, peers: Sequence[Node], epochs: range) -> Derived:
         """The keys that `own` shares with each of `peers`, all of which have a public key. Raises UnreachableError."""
@@ -104,35 +98,17 @@ class KeyProcess:
         return Derived(nodes, values, weak)
 
     async def _ask(self, request: dict[str, object]) -> tuple[dict[str, Any], bytes]:
-        if self._writer is None:
+        if not self._child.is_running:
             raise UnreachableError(self.error or "the key process has not started yet")
         self._asked += 1
-        self._answer = asyncio.get_running_loop().create_future()
+        self._answer = self._child.promise()
         try:
-            self._writer.write(json.dumps(request | {"id": self._asked}).encode() + b"\n")
-            return await asyncio.wait_for(self._answer, _ANSWER_S)
-        except TimeoutError:
-            raise UnreachableError("the key process did not answer in time") from None
+            self._child.send_line(request | {"id": self._asked})
+            return await self._child.kept(self._answer, _ANSWER_S)
         finally:
             self._answer = None
 
-    async def _keep_running(self) -> None:
-        failures = 0
-        while True:
-            try:
-                reader = await self._spawn()
-                while True:
-                    self._hear(*await _read_message(reader))
-                    failures = 0
-            except (asyncio.IncompleteReadError, ConnectionError, ValueError, OSError) as error:
-                self._ended(self.error or f"the key process ended: {error}")
-            finally:
-                self._close()
-            await asyncio.sleep(_RESTART_S[min(failures, len(_RESTART_S) - 1)])
-            failures += 1
-            self.restarts += 1
-
-    def _hear(self, head: dict[str, Any], body: bytes) -> None:
+    async def _hear(self, head: dict[str, Any], body: bytes) -> None:
         kind = head.get("kind")
         if kind == "own":
             self.error = ""
@@ -157,31 +133,5 @@ class KeyProcess:
             self.error = why
         self.on_change()
 
-    async def _spawn(self) -> asyncio.StreamReader:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-B", "-m", "bulkhead.keyd", str(theirs.fileno()), dump(self._settings)),
-                pass_fds=(theirs.fileno(),),
-                stdin=asyncio.subprocess.DEVNULL,
-                env={key: value for key, value in os.environ.items() if key not in ("NOTIFY_SOCKET", "WATCHDOG_USEC")},
-            )
-        self.pid = self._process.pid
-        reader, self._writer = await asyncio.open_connection(sock=ours, limit=_HEAD_BYTES_MAX)
-        return reader
-
-    def _close(self) -> None:
-        self.pid = 0
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(UnreachableError("the key process ended"))
-
-
-async def _read_message(reader: asyncio.StreamReader) -> tuple[dict[str, Any], bytes]:
-    head = json.loads(await reader.readuntil(b"\n"))
-    size = head.get("bytes") if isinstance(head, dict) else None
-    if not isinstance(size, int) or not 0 <= size <= _BODY_BYTES_MAX:
-        raise ValueError("the key process sent a message without a proper size")
-    return head, await reader.readexactly(size)
+    def _child_ended(self, why: str) -> None:
+        self._ended(self.error or why)

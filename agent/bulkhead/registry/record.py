@@ -1,9 +1,9 @@
 """A node's record as JSON: written by its agent, or by an operator; read as if by neither.
 
     {"version": 1, "name": "web-1", "number": 4711, "key": "<base64>", "addresses": ["10.0.0.7", "fd00::7"],
-     "unknown": "deny", "revoked": false}
+     "unknown": "deny", "revoked": false, "ca": ["<base64>"]}
 
-`key` is null for a node without an agent. `number`, `key`, `unknown` and `revoked` may be absent.
+`key` is null for a node without an agent. `number`, `key`, `unknown`, `revoked` and `ca` may be absent.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from ipaddress import IPv6Network, ip_network
 from typing import Any, Final
 
 from bulkhead.policy.model import Network
-from bulkhead.policy.nodes import KEY_BYTES, NUMBER_MAX, Node, Unknown, default_number
+from bulkhead.policy.nodes import AUTHORITIES_MAX, KEY_BYTES, NUMBER_MAX, Node, Unknown, default_number
+from bulkhead.policy.trust_documents import read_certificate
 
 RECORD_BYTES_MAX: Final = 64 << 10
 ADDRESSES_MAX: Final = 64
@@ -24,7 +25,7 @@ SHORTEST_PREFIX: Final = {4: 16, 6: 48}
 """Of the networks behind one node, by version: whoever writes a record must not be able to claim half the world."""
 VERSION: Final = 1
 
-_FIELDS: Final = frozenset({"name", "number", "key", "addresses", "unknown", "revoked"})
+_FIELDS: Final = frozenset({"name", "number", "key", "addresses", "unknown", "revoked", "ca"})
 _MAPPED: Final = IPv6Network("::ffff:0:0/96")
 _NAME: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9._]{0,251}[A-Za-z0-9])?")
 
@@ -40,7 +41,7 @@ def is_node_name(name: str) -> bool:
 
 def write(node: Node) -> bytes:
     """The record of a node."""
-    fields = {
+    fields: dict[str, object] = {
         "version": VERSION,
         "name": node.name,
         "number": node.number,
@@ -49,6 +50,8 @@ def write(node: Node) -> bytes:
         "unknown": node.unknown.value,
         "revoked": node.revoked,
     }
+    if node.ca:  # an agent that knows of none refuses a field that it does not know
+        fields["ca"] = [base64.b64encode(der).decode() for der in node.ca]
     return json.dumps(fields, separators=(",", ":")).encode()
 
 
@@ -75,6 +78,7 @@ def read(name: str, value: bytes, origin: str) -> Node:
         _unknown(fields.get("unknown", Unknown.DENY)),
         _revoked(fields.get("revoked", False)),
         origin,
+        _authorities(fields.get("ca", [])),
     )
 
 
@@ -147,3 +151,12 @@ def _revoked(value: Any) -> bool:
     if not isinstance(value, bool):
         raise RecordError("`revoked` is not true or false")
     return value
+
+
+def _authorities(value: Any) -> tuple[bytes, ...]:
+    if not isinstance(value, list) or len(value) > AUTHORITIES_MAX:
+        raise RecordError(f"`ca` is not a list of {AUTHORITIES_MAX} at most")
+    found = tuple(map(read_certificate, value))
+    if None in found:
+        raise RecordError("`ca` has what is no certificate in base64")
+    return tuple(dict.fromkeys(der for der in found if der is not None))

@@ -14,6 +14,8 @@ from bulkhead.registry import record
 
 KEY = base64.b64encode(bytes(range(32))).decode()
 
+CERTIFICATE = b"\x30\x82\x01\x00" + bytes(256)
+
 
 def written(**fields: Any) -> bytes:
     """A record that makes sense, with what is given in place of it; None leaves a field out."""
@@ -24,8 +26,9 @@ def written(**fields: Any) -> bytes:
 @pytest.mark.parametrize("key", [bytes(range(32)), None])
 def test_what_is_written_is_read_back(key: bytes | None) -> None:
     networks = (ip_network("10.0.0.7"), ip_network("fd00::/64"))
-    node = Node("web-1", 7, networks, key, Unknown.ADDRESS, revoked=True, origin="here")
-    assert record.read("web-1", record.write(node), "here") == node
+    for authorities in ((), (CERTIFICATE,)):
+        node = Node("web-1", 7, networks, key, Unknown.ADDRESS, revoked=True, origin="here", ca=authorities)
+        assert record.read("web-1", record.write(node), "here") == node
 
 
 def test_what_is_left_out_has_a_value() -> None:
@@ -50,6 +53,10 @@ def test_what_is_left_out_has_a_value() -> None:
         (written(name="web-2"), "not the name that it is filed under"),
         (written(name=["web-1"]), "not the name that it is filed under"),
         (written(number=0), "`number` is not 1..16777215"),
+        (written(ca="AAAA"), "`ca` is not a list"),
+        (written(ca=[base64.b64encode(CERTIFICATE).decode()] * 5), "`ca` is not a list"),
+        (written(ca=["AAAA"]), "`ca` has what is no certificate"),
+        (written(ca=[7]), "`ca` has what is no certificate"),
         (written(number=1 << 24), "`number` is not"),
         (written(number=True), "`number` is not"),
         (written(number=7.0), "`number` is not"),

@@ -1,0 +1,1 @@
+"""Cryptographic identities to the SPIFFE standard: issued, handed out, and checked."""
