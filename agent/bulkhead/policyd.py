@@ -48,6 +48,7 @@ from bulkhead.policy.parse import ParseCache, parse
 from bulkhead.policy.remote import Mirror, Remote, RemoteError
 from bulkhead.policy.signers import Roots, read_operators
 from bulkhead.policy.source import read_commit
+from bulkhead.rego.examine import examine
 
 _WATCHED = flags.CREATE | flags.MOVED_TO | flags.CLOSE_WRITE | flags.DELETE | flags.DELETE_SELF | flags.ATTRIB
 _MISSED_EVENT_S = 5.0
@@ -222,6 +223,9 @@ class Compiler:
 
     def _compile(self, commit: str) -> bytes:
         policy_set = parse(read_commit(self.source.repository, commit), self.cache)
+        refusals = [one for one in examine(policy_set) if one.severity == "error"]
+        if refusals:
+            raise PolicyError(refusals)
         policy_set = with_lifeline(policy_set, self.settings.lifeline)
         return pack(compile_commit(policy_set, self.settings.host, datetime.now(UTC)))
 

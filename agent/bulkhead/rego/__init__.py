@@ -1,0 +1,1 @@
+"""Rego of the policy repository: decisions per request, guardrails over a commit."""
