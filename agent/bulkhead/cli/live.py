@@ -200,15 +200,20 @@ def _rule_value(key: str, value: Any) -> str:
 
 
 @click.command()
-@click.argument("source", metavar="SRC")
-@click.argument("target", metavar="DST:PORT")
+@click.argument("source", metavar="SRC|REFERENCE")
+@click.argument("target", metavar="[DST:PORT]", required=False)
 @view_options()
-def why(view: View, source: str, target: str) -> ExitCode:
-    """Explain the recorded verdict on what went from SRC to DST:PORT.
+def why(view: View, source: str, target: str | None) -> ExitCode:
+    """Explain the recorded verdict on what went from SRC to DST:PORT, or the refused request of a REFERENCE.
 
     Without a record, what policy says. Exits with 1 when it is refused.
     """
     from bulkhead.observe.question import parse_question, question_to_json
+
+    if target is None:
+        from bulkhead.cli.requests import why_request
+
+        return why_request(view, source)
 
     answer = client.call(view.socket, "why", question_to_json(parse_question(source, target)))
     explanation = answer["explanation"]

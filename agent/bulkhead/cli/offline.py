@@ -168,6 +168,7 @@ def findings(directory: Path, rev: str | None) -> tuple[bool, tuple[Diagnostic, 
     from bulkhead.cli.files import read_policy
     from bulkhead.dataplane.compile import examine
     from bulkhead.dataplane.lint import lint as inspect
+    from bulkhead.rego.examine import examine as examine_rego
 
     try:
         policy_set = read_policy(directory, rev)
@@ -179,7 +180,9 @@ def findings(directory: Path, rev: str | None) -> tuple[bool, tuple[Diagnostic, 
         resolved, refusals = examine(policy_set, None, now)
     except PolicyError as error:
         refusals = error.diagnostics
-    return bool(refusals), (*refusals, *inspect(policy_set, now, resolved))
+    rego = examine_rego(policy_set)
+    refused = bool(refusals) or any(one.severity == "error" for one in rego)
+    return refused, (*refusals, *rego, *inspect(policy_set, now, resolved))
 
 
 def _finding(one: Diagnostic) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from bulkhead.cli.mesh import mesh
 from bulkhead.cli.output import cell, safe, safe_lines
 from bulkhead.observe.explain import port_text
 from bulkhead.observe.names import short
@@ -254,6 +255,7 @@ def status(answer: Json, now: float) -> tuple[RenderableType, ...]:
         ("dns", _dns(answer.get("dns", {}))),
         ("wire", _wire(answer.get("wire", {}), now)),
         ("", _by_address(answer)),
+        ("mtls", mesh(answer, now)),
         ("lost", lost(answer["lost"]) or "nothing"),
         ("maps", _maps(answer["maps"])),
     ]

@@ -73,6 +73,18 @@ def loader(view: View, config: Path | None, pins: Path | None) -> ExitCode:
 @click.command()
 @_setting_options
 @view_options()
+def proxy(view: View, config: Path | None, **options: Any) -> ExitCode:
+    """Keep the node's Envoy running as the agent's files say, in the foreground, until it is told to stop."""
+    settings = _settings(click.get_current_context(), view, config, options)
+    from bulkhead.proxyd import run
+
+    run(settings)
+    return ExitCode.OK
+
+
+@click.command()
+@_setting_options
+@view_options()
 def detach(view: View, config: Path | None, **options: Any) -> ExitCode:
     """Remove every hook and every trace, once the agent has stopped. Nothing is enforced afterwards."""
     import os

@@ -102,6 +102,7 @@ def _verdicts(directory: Path, rev: str | None, engine: str, inventory: Path | N
     from bulkhead.cli.files import read_policy
     from bulkhead.dataplane.compile import examine
     from bulkhead.dataplane.lint import lint
+    from bulkhead.rego.examine import examine as examine_rego
 
     cluster = _cluster(inventory) if inventory else None
     try:
@@ -115,6 +116,7 @@ def _verdicts(directory: Path, rev: str | None, engine: str, inventory: Path | N
         resolved, found = examine(policy_set, None, now)
     except PolicyError as error:
         found = error.diagnostics
+    found = (*found, *(one for one in examine_rego(policy_set) if one.severity == "error"))
     unsound = tuple(one for one in found if one.code not in JUDGED)
     pods = Judged({})
     if cluster and not unsound:

@@ -216,6 +216,8 @@ class Answers:
             "lost": self.lost(),
             "dns": self.counters.dns_answers(),
             "wire": enforcer.wire.status(),
+            "mesh": enforcer.mesh.status(),
+            "svids": enforcer.mesh.svids(),
             "by_address": self.by_address(time.time() - by_address.WINDOW_S)["kinds"],
             "maps": {name: {"entries": n, "max": top} for name, (n, top) in self.counters.sizes().items()},
             "adoption": str(enforcer.adoption),

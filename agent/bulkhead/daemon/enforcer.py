@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Final
 
@@ -26,8 +25,10 @@ from bulkhead.abi import (
 )
 from bulkhead.config import Settings
 from bulkhead.daemon.keys import KeyProcess
+from bulkhead.daemon.mesh import MeshKeeper
 from bulkhead.daemon.posture import PostureGuard
 from bulkhead.daemon.quarantine import Isolation, Quarantine
+from bulkhead.daemon.svids import SvidProcess
 from bulkhead.daemon.wire import WireIdentity
 from bulkhead.dataplane import bundle as bundles
 from bulkhead.dataplane.bundle import Bundle
@@ -52,6 +53,7 @@ from bulkhead.kernel.diag import SocketDiag, SocketId
 from bulkhead.kernel.libbpf import AttachType
 from bulkhead.kernel.maps import KernelMaps, Staged
 from bulkhead.kernel.ringbuf import RingBuffer
+from bulkhead.kernel.steering import Steering, socket_ends
 from bulkhead.kernel.wire import WireMaps
 from bulkhead.observe.flows import address_text
 from bulkhead.observe.logs import Log
@@ -98,7 +100,12 @@ class Enforcer:
     """One host's enforcement: maps, hooks, attestation. Everything but the event callbacks is synchronous."""
 
     def __init__(
-        self, settings: Settings, on_verdict: Callable[[bytes], None], keys: KeyProcess, registry: Registry
+        self,
+        settings: Settings,
+        on_verdict: Callable[[bytes], None],
+        keys: KeyProcess,
+        registry: Registry,
+        svids: SvidProcess,
     ) -> None:
         self.settings = settings
         self._on_verdict = on_verdict
@@ -123,8 +130,14 @@ class Enforcer:
         self.executables = 0
         self.hook_errors: dict[str, str] = {}
         """Devices that could not be hooked, with why."""
-        self.auditor = Auditor(settings.pins, self.maps, self.programs, self.attachments, self.attestation)
+        steering = Steering(self.maps, self.attachments)
+        self.auditor = Auditor(settings.pins, self.maps, self.programs, self.attachments, self.attestation, steering)
         self.wire = WireIdentity(settings, WireMaps(self.maps.fixed), keys, registry)
+        self.mesh = MeshKeeper(
+            *(settings, self.maps, self.tree, self.attestation, steering, self.wire, svids),
+            isolated=self._isolated,
+            catch_up=self.read_verdicts,
+        )
         self.quarantine = Quarantine(settings.quarantine)
         self.posture = PostureGuard(Examiner(settings.health), self.tree, self.attestation)
         self.on_hooks_changed: Callable[[], None] = lambda: None
@@ -146,7 +159,8 @@ class Enforcer:
         """From here on every new socket is stamped; those that are there already are adopted."""
         if self.maps.end_inherited_trial():
             log.warning("the trial that an earlier agent began is over")
-        for change in (*self.attachments.attach_tracepoints(), *self.attachments.attach_cgroup()):
+        attachments = self.attachments
+        for change in (*attachments.attach_tracepoints(), *attachments.attach_cgroup(), *attachments.attach_netns()):
             log.info("attached", hook=change)
         found = processes.scan()
         self.executables = self.attestation.executables_running(found.processes)
@@ -190,6 +204,7 @@ class Enforcer:
 
     async def enforce_soon(self, packed: bytes) -> int:
         """As `enforce`, with events heard while the kernel waits for packets that still read the old generation."""
+        await self.mesh.prepare(bundles.read(packed))
         change = self._prepare(packed)
         self._switching = True
         try:
@@ -204,6 +219,7 @@ class Enforcer:
 
     async def begin_trial(self, packed: bytes, seconds: int) -> float:
         """Switch to a bundle that the kernel leaves again by itself; returns when (Unix seconds)."""
+        await self.mesh.prepare(bundles.read(packed))
         until_s = int(time.clock_gettime(time.CLOCK_BOOTTIME)) + seconds
         change = self._prepare(packed, beside=self.bundle)
         self._switching = True
@@ -216,6 +232,7 @@ class Enforcer:
             self._tried = _Tried(packed, self.bundle, until_s)
             self.bundle = change.bundle
             self.wire.settle(change.bundle, beside=self._tried.before)
+            self.mesh.settle(change.bundle, beside=self._tried.before)
             self._record("try", seconds=seconds)
         finally:
             self._switching = False
@@ -264,7 +281,7 @@ class Enforcer:
         fresh = bundles.read(packed)
         if fresh.host not in (None, self.settings.host):
             raise KernelError(f"the bundle is for the host `{fresh.host}`")
-        plan = make_plan(fresh, self.settings.host, self.users, self.settings.observe_only)
+        plan = make_plan(fresh, self.settings.host, self.users, self.settings.observe_only, self.settings.proxy_cgroup)
         self.attestation.name_executables(plan.executables)
         if plan.required:
             plan.failing = self.posture.failing(plan, [group.path for group in self.tree.walk().groups])
@@ -289,6 +306,7 @@ class Enforcer:
     def _settle_wire(self) -> None:
         if self.bundle is not None:
             self.wire.settle(self.bundle)
+            self.mesh.settle(self.bundle)
 
     def _record(self, why: str, **details: object) -> None:
         """Which commit the generation in force is, and why there is a new one."""
@@ -343,6 +361,7 @@ class Enforcer:
         offset = generation.boot_offset_s()
         wanted = {one.identity: max(1, int(one.since - offset)) for one in self.quarantine}
         self.generation = self.maps.isolate(wanted)
+        self.mesh.attest_again()
 
     async def examine_posture(self) -> bool:
         """Withhold the identity of workloads that are not as required, and of no others; whether anything changed."""
@@ -364,6 +383,7 @@ class Enforcer:
         if not self.attestation.withhold(self._isolated()):
             return False
         self.generation = self.maps.rejudge()
+        self.mesh.attest_again()
         withheld = self.attestation.plan.answers.withheld if self.attestation.plan is not None else ()
         self._record("posture", withheld=sorted(withheld))
         return True
@@ -408,8 +428,8 @@ class Enforcer:
                 self._destroy(VerdictEvent.from_buffer_copy(raw))
 
     def _destroy(self, event: VerdictEvent) -> None:
-        source, destination = IPv6Address(bytes(event.source)), IPv6Address(bytes(event.destination))
-        wanted = SocketId(0, source, event.source_port, destination, event.destination_port, event.ifindex)
+        source, destination = socket_ends(event)
+        wanted = SocketId(0, *source, *destination, event.ifindex)
         entry = self.diag.conversation(wanted)
         if entry is not None and self.diag.destroy(entry.socket_id, socket.IPPROTO_TCP):
             ends = (address_text(bytes(event.source)), event.source_port)

@@ -8,6 +8,7 @@ from bulkhead.abi import Direction
 from bulkhead.daemon.answers import Answers, PolicyState
 from bulkhead.daemon.counters import Edge
 from bulkhead.daemon.enforcer import Enforcer
+from bulkhead.observe.mesh_metrics import MeshMeasurements
 from bulkhead.observe.metrics import ExceptionExpiry, MapFill, Measurements
 from bulkhead.observe.names import Namer
 from bulkhead.policy.model import Entity
@@ -54,6 +55,27 @@ def measure(answers: Answers, namer: Namer, enforcer: Enforcer, policy: PolicySt
         looked=answers.upkeep.looked,
         isolated=tuple(one.workload for one in enforcer.quarantine),
         postures={info.qualified: info.qualified not in failing for info in workloads if info.posture},
+        mesh=_mesh(enforcer),
+    )
+
+
+def _mesh(enforcer: Enforcer) -> MeshMeasurements:
+    mesh, said = enforcer.mesh, enforcer.mesh.svids()
+    svids, counted = said.get("svids", []), mesh.statistics
+    return MeshMeasurements(
+        svid_issued={one["name"]: one["issued_at"] for one in svids},
+        svid_expires={one["name"]: one["expires_at"] for one in svids},
+        issued=said.get("issued", {}),
+        refused_callers=said.get("refusals", {}),
+        handshakes=counted.handshakes,
+        handshake_failures=dict(counted.failures),
+        requests={(mesh.requests.name_of(policy), outcome): n for (policy, outcome), n in counted.requests.items()},
+        conversations=mesh.requests.conversations(),
+        records=mesh.requests.counted(),
+        records_malformed=mesh.proxy.records.malformed,
+        proxy_up=mesh.is_up,
+        proxy_restarts=mesh.proxy.running.restarts,
+        rego={(one["package"], one["outcome"]): one["count"] for one in mesh.rego.status()["decisions"]},
     )
 
 

@@ -7,14 +7,15 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
-from bulkhead.abi import DropReason, Identity, VerdictEvent
+from bulkhead.abi import DropReason, EventFlag, Identity, Verdict, VerdictEvent, name_of
 from bulkhead.config import Settings
 from bulkhead.daemon.answers import Answers
 from bulkhead.daemon.conversations import conversations
 from bulkhead.daemon.enforcer import Enforcer
 from bulkhead.daemon.learned import learned_names
+from bulkhead.daemon.requests import RECORDS_MAX
 from bulkhead.daemon.switches import switches
 from bulkhead.errors import BulkheadError, KernelError, UsageError
 from bulkhead.identity import processes
@@ -24,11 +25,15 @@ from bulkhead.observe import by_address, explain, flows, logs
 from bulkhead.observe.filters import Filter, filter_from_json
 from bulkhead.observe.names import GenerationNamer
 from bulkhead.observe.question import Question, question_from_json
+from bulkhead.observe.requests_explain import explain_request
 from bulkhead.observe.tables import Tables, tables_of
 
 log = logs.Log()
 
 Json = dict[str, Any]
+
+_TCP: Final = 6
+_CLASS_BIT: Final = 1 << 31
 
 
 class Records:
@@ -57,6 +62,9 @@ class Records:
             "names": _answer(lambda _: learned_names(self.enforcer, self.namer)),
             "nodes": _answer(lambda _: self.enforcer.wire.nodes()),
             "by-address": _answer(self._by_address),
+            "requests": _answer(self._requests),
+            "identities": _answer(lambda _: self.enforcer.mesh.svids()),
+            "bundles": self._bundles,
             "why": _answer(self._why),
             "can": _answer(self._can),
         }
@@ -120,6 +128,25 @@ class Records:
             raise UsageError("`since` is a time in Unix seconds")
         return self.answers.by_address(float(since)) | {"lost": self.answers.lost()}
 
+    async def _bundles(self, _: Json) -> Json:
+        return dict(await self.enforcer.mesh.bundles())
+
+    def _requests(self, args: Json) -> Json:
+        self.enforcer.read_verdicts()
+        log, reference = self.enforcer.mesh.requests, args.get("reference")
+        if reference is None:
+            limit = args.get("limit", 100)
+            if type(limit) is not int or not 1 <= limit <= RECORDS_MAX:
+                raise UsageError(f"`limit` is 1..{RECORDS_MAX}")
+            return {"requests": [one.to_json() for one in log.latest(limit)], "counts": log.counts()}
+        found = log.find(str(reference))
+        if found is None:
+            raise UsageError(f"no request `{reference}` is known on this host: it keeps the latest {RECORDS_MAX:,}")
+        bundle = self.enforcer.bundle
+        decided = log.decided(found)
+        said = explain_request(found.record, found.verdict, decided, bundle) if bundle is not None else None
+        return {"requests": [found.to_json()], "explanation": asdict(said) if said is not None else None}
+
     async def watch(self, args: Json) -> AsyncGenerator[Json, None]:
         """What is refused from now on, as it comes."""
         wanted = _wanted(args, ("deny", "would-deny"))
@@ -133,9 +160,20 @@ class Records:
 
     def on_verdict(self, raw: bytes) -> None:
         """Take in a verdict event of the kernel."""
-        record = self.flows.record(self._with_withheld_named(raw), self._context())
+        raw = self._with_withheld_named(raw)
+        record = self.flows.record(raw, self._context())
+        self._note_transport(VerdictEvent.from_buffer_copy(raw), raw, record)
         if record is not None and record.verdict == "deny":
             log.warning("refused", **_refusal_fields(record))
+
+    def _note_transport(self, event: VerdictEvent, raw: bytes, record: flows.FlowRecord | None) -> None:
+        """For the share of mutual TLS, and so that the proxy's records find their process."""
+        requests, verdict = self.enforcer.mesh.requests, name_of(Verdict, event.verdict)
+        if event.flags & EventFlag.STEERED:
+            requests.saw(event, record or self.flows.known(raw, self._context()))
+            requests.heard("mtls", verdict)
+        elif event.node and event.protocol == _TCP and Identity.RESERVED_MAX < event.remote_identity < _CLASS_BIT:
+            requests.heard("plaintext", verdict)
 
     def _with_withheld_named(self, raw: bytes) -> bytes:
         """A refusal for posture, of the workload that would be the one: the kernel only knows that it is withheld."""

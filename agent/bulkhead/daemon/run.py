@@ -29,8 +29,10 @@ from bulkhead.daemon.enforcer import EVENT_POLL_S, Enforcer, empty_bundle
 from bulkhead.daemon.keys import KeyProcess
 from bulkhead.daemon.measurements import measure
 from bulkhead.daemon.probe import Prober
+from bulkhead.daemon.proxy import take_down
 from bulkhead.daemon.records import Records
 from bulkhead.daemon.succession import Succession
+from bulkhead.daemon.svids import SvidProcess
 from bulkhead.daemon.upkeep import Upkeep
 from bulkhead.errors import BulkheadError, RefusedError
 from bulkhead.identity.cgroups import CgroupTree, find_mount
@@ -39,6 +41,7 @@ from bulkhead.kernel.capabilities import require_capabilities
 from bulkhead.kernel.load import is_current
 from bulkhead.observe import logs, metrics
 from bulkhead.registry.registry import open_registry
+from bulkhead.svid.svids import Attested
 
 log = logs.Log()
 
@@ -95,6 +98,7 @@ def detach(settings: Settings) -> None:
         kept = (settings.saved_bundle, settings.hit_slots, settings.generations, settings.saved_flows, settings.lock)
         for path in (*kept, settings.accepted):
             path.unlink(missing_ok=True)
+        take_down(settings)
         for directory in (settings.mirror, settings.keyring):
             shutil.rmtree(directory, ignore_errors=True)
 
@@ -115,6 +119,7 @@ class Agent:
         self.succession = Succession(settings)
         self.records = Records(settings, self.succession.namer)
         self.keys = KeyProcess(settings)
+        self.svids = SvidProcess(settings, self._attest)
         self.registry = open_registry(settings)
         self._notifier = sdnotify.SystemdNotifier()
         self._stopping = asyncio.Event()
@@ -129,9 +134,10 @@ class Agent:
         loop.add_signal_handler(signal.SIGHUP, self.succession.hangup)
         self.succession.worker.start()
         self.keys.start()
+        self.svids.start()
         try:
             await self._load()
-            self.enforcer = Enforcer(self.settings, self.records.on_verdict, self.keys, self.registry)
+            self.enforcer = Enforcer(self.settings, self.records.on_verdict, self.keys, self.registry, self.svids)
         except BaseException:
             await self._stop_children()
             raise
@@ -145,10 +151,15 @@ class Agent:
         finally:
             self.records.save()
             self.enforcer.unwatch(loop)
+            await self.enforcer.mesh.stop()
             await self._stop_children()
             self.enforcer.close()
 
+    def _attest(self, pid: int) -> Attested:
+        return self.enforcer.mesh.attest(pid)
+
     async def _stop_children(self) -> None:
+        await self.svids.stop()
         await self.keys.stop()
         await self.succession.worker.stop()
 
@@ -204,7 +215,8 @@ class Agent:
             self.enforcer.wire.on_drift = self.upkeep.note
             posture = self.enforcer.posture.run(self.succession.examine_posture)
             nodes = (self.registry.run(self.enforcer.wire.set_roster), self.enforcer.wire.run())
-            for task in (self._poll_events(), self._feed_watchdog(), posture, self.upkeep.run(), *nodes):
+            mesh, upkeep = self.enforcer.mesh.run(), self.upkeep.run()
+            for task in (self._poll_events(), self._feed_watchdog(), posture, upkeep, *nodes, mesh):
                 stack.callback(asyncio.create_task(task).cancel)
             self.is_ready = self.succession.is_ready = True
             self._notifier.notify(f"READY=1\nSTATUS=generation {self.enforcer.generation}")

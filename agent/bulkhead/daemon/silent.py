@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from bulkhead.abi import Direction, Identity, Mode, SockFlag, SockState, Verdict
@@ -18,6 +19,7 @@ from bulkhead.daemon.enforcer import Enforcer, report_destroyed
 from bulkhead.daemon.learned import Borne
 from bulkhead.dataplane.subjects import Answer
 from bulkhead.kernel.diag import SocketDiag, SocketEntry
+from bulkhead.kernel.steering import Steered
 from bulkhead.observe.tables import Tables, tables_of
 
 _End = tuple[IPv4Address | IPv6Address, int]
@@ -33,7 +35,8 @@ def cut_silent(enforcer: Enforcer) -> int:
         dump = diag.dump(states=OPEN, storage_map_fd=enforcer.maps.fixed("sockets").fd.fileno())
         states = {_ends(entry): (entry, state) for entry in dump.sockets if (state := origin_state(entry)) is not None}
         isolated = frozenset(one.identity for one in enforcer.quarantine)
-        refused = list(_refused(states, _Who(enforcer), tables_of(bundle), Borne(enforcer), isolated))
+        view = _View(_Who(enforcer), tables_of(bundle), Borne(enforcer), isolated, enforcer.mesh.lane_call)
+        refused = list(_refused(states, view))
         cut = [entry for entry in refused if diag.destroy(entry.socket_id, socket.IPPROTO_TCP)]
     for entry in cut:
         here, there = _ends(entry)
@@ -67,6 +70,8 @@ class _Who:
         plan, path = self._attestation.plan, self._attestation.path_of(state.cgroup_id)
         if plan is None or path is None:
             return None
+        if plan.is_of_proxy(path):
+            return Answer(int(Identity.PROXY), Mode.ENFORCE)
         view = plan.narrower.view(path)
         exe = self._attestation.executable_path(state.exe_inode, state.exe_device, state.exe_generation) or None
         if view.executables and exe is None:
@@ -74,16 +79,34 @@ class _Who:
         return plan.answers.of(view.decide(exe, state.uid, state.gid))
 
 
-def _refused(
-    states: _States, who: _Who, tables: Tables, borne: Borne, isolated: frozenset[int]
-) -> Iterator[SocketEntry]:
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What the conversations are judged by."""
+
+    who: _Who
+    tables: Tables
+    borne: Borne
+    isolated: frozenset[int]
+    lane_call: Callable[[_End, _End], Steered | None]
+
+    def allows(self, own: int, direction: Direction, remotes: Iterable[int], port: int) -> bool:
+        """Whether policy lets `own` talk with one of `remotes` over TCP."""
+        found = (self.tables.lookup(own, int(direction), one, socket.IPPROTO_TCP, port) for one in remotes)
+        return any(one is not None and (one.deadline is None or one.deadline > time.time()) for one in found)
+
+
+def _refused(states: _States, view: _View) -> Iterator[SocketEntry]:
     for (here, there), (entry, state) in states.items():
+        if state.flags & SockFlag.STEERED:
+            if _is_refused_with_proxy(view, here, there, state):
+                yield entry
+            continue
         peer = states.get((there, here))
         is_local = peer is not None or there[0].is_loopback or there[0] == here[0]
         if (is_local and peer is None) or not _is_settled(state):
             continue
-        own, other = who(state), who(peer[1]) if peer is not None else None
-        if {own.identity if own else 0, other.identity if other else 0} & isolated:
+        own, other = view.who(state), view.who(peer[1]) if peer is not None else None
+        if {own.identity if own else 0, other.identity if other else 0} & view.isolated:
             yield entry
             continue
         if own is None or own.mode is not Mode.ENFORCE or (is_local and other is None):
@@ -95,7 +118,21 @@ def _refused(
         elif state.flags & SockFlag.WIRE or state.remote_identity == Identity.LEGACY:
             remotes = [state.remote_identity]
         else:
-            remotes = [tables.class_of(there[0]), *borne.classes(own.identity, there[0], state.remote_name)]
-        found = [tables.lookup(own.identity, int(direction), one, socket.IPPROTO_TCP, port) for one in remotes]
-        if not any(one is not None and (one.deadline is None or one.deadline > time.time()) for one in found):
+            remotes = [view.tables.class_of(there[0]), *view.borne.classes(own.identity, there[0], state.remote_name)]
+        if not view.allows(own.identity, direction, remotes, port):
             yield entry
+
+
+def _is_refused_with_proxy(view: _View, here: _End, there: _End, state: SockState) -> bool:
+    """A conversation with the node's proxy, by the workload's end: as what it stands for."""
+    own = view.who(state)
+    if own is None or own.identity == Identity.PROXY:
+        return False  # the other end tells
+    if {own.identity, state.remote_identity} & view.isolated:
+        return True
+    if own.mode is not Mode.ENFORCE or not _is_settled(state):
+        return False
+    if not state.flags & SockFlag.OPENED:
+        return not view.allows(own.identity, Direction.INGRESS, [state.remote_identity], here[1])
+    called = view.lane_call(here, there)
+    return called is not None and not view.allows(own.identity, Direction.EGRESS, [called.called], called.port)

@@ -80,6 +80,8 @@ class WireIdentity:
         """Why this node says nothing; empty: it speaks."""
         self.problem = ""
         """Why the maps could not be made right."""
+        self.authority: tuple[bytes, ...] = ()
+        """Certificates of this node's own authority, DER, for a registry to which it announces itself."""
         self.until: dict[int, int] = {}
         """The last epoch for which there are keys, by node."""
         self._domain = self._commit = ""
@@ -187,7 +189,7 @@ class WireIdentity:
             return
         given = tuple(map(ip_network, self._settings.node_addresses))
         addresses = given or await asyncio.to_thread(outward_addresses)
-        record = Node(host, default_number(host), addresses, own.public)
+        record = Node(host, default_number(host), addresses, own.public, ca=self.authority)
         if addresses and record != self._announced:
             self._announced = record
             await self._registry.announce(record)

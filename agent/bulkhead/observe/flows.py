@@ -26,7 +26,7 @@ from bulkhead.observe.neighbours import Neighbours
 from bulkhead.observe.subscriptions import Subscriptions
 
 RECORDS_MAX: Final = 20_000
-EVENT: Final = Struct("<QQQQ10I16s16s4s6BH16sI8s")
+EVENT: Final = Struct("<QQQQ10I16s16s4s6BH16sI8s16s8x")
 """`struct verdict_event`, with both ports as four bytes, since they alone are big endian."""
 
 _DUMP_VERSION: Final = 1
@@ -282,6 +282,12 @@ class FlowLog:
         if self.subscriptions:
             self.subscriptions.publish(_snapshot(key, entry))
         return _snapshot(key, entry) if is_new else None
+
+    def known(self, raw: bytes, context: Context) -> FlowRecord | None:
+        """The record that an event has been added to."""
+        event = EVENT.unpack(raw)
+        key = _key(event, _node(event, context.nodes))
+        return _snapshot(key, self._entries[key]) if key in self._entries else None
 
     def records(
         self, wanted: Callable[[FlowRecord], bool] | None = None, remote: Callable[[int], bool] | None = None

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from bulkhead.errors import BulkheadError
+from bulkhead.observe.families import Labels, counter, gauge
+from bulkhead.observe.mesh_metrics import MeshMeasurements, mesh_families
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -24,9 +26,6 @@ SERIES_MAX: Final = 1000
 OVERFLOW: Final = "_overflow"
 OTHER: Final = "other"
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-
-Labels = tuple[str, ...]
-K = TypeVar("K", bound=Labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +98,7 @@ class Measurements:
     """Workloads that an operator has isolated."""
     postures: Mapping[str, bool] = field(default_factory=dict)
     """Whether each workload with a posture is as required."""
+    mesh: MeshMeasurements = field(default_factory=MeshMeasurements)
 
 
 class _Limited:
@@ -151,6 +151,7 @@ class BulkheadCollector(Collector):
         yield from _kernel(now)
         yield from _wire(now)
         yield from _upkeep(now)
+        yield from mesh_families(now.mesh)
 
     def _verdicts(self, now: Measurements) -> Iterator[Metric]:
         known = set(now.names)
@@ -161,110 +162,96 @@ class BulkheadCollector(Collector):
         series, overflowed = self._edges.fold(named)
         text = "Verdicts by edge, counted in the kernel."
         labels = ("verdict", "direction", "src", "dst")
-        yield _counter("bulkhead_policy_verdicts", text, labels, series)
+        yield counter("bulkhead_policy_verdicts", text, labels, series)
         text = "Edges that share the `_overflow` series."
-        yield _gauge("bulkhead_policy_verdicts_overflow_edges", text, (), {(): float(overflowed)})
+        yield gauge("bulkhead_policy_verdicts_overflow_edges", text, (), {(): float(overflowed)})
 
     def _rule_hits(self, now: Measurements) -> Iterator[Metric]:
         labels = ("policy", "rule")
         series, _ = self._rules.fold((key, float(count)) for key, count in now.rule_hits.items())
-        yield _counter("bulkhead_rule_hits", "Conversations allowed by a rule.", labels, series)
+        yield counter("bulkhead_rule_hits", "Conversations allowed by a rule.", labels, series)
         shown, _ = self._last_hits.fold(now.rule_last_hits.items())
         shown.pop((OVERFLOW, OVERFLOW), None)
-        yield _gauge("bulkhead_rule_last_hit_timestamp_seconds", "When a rule last allowed something.", labels, shown)
+        yield gauge("bulkhead_rule_last_hit_timestamp_seconds", "When a rule last allowed something.", labels, shown)
 
 
 def _refusals(now: Measurements) -> Iterator[Metric]:
     labels = ("reason", "direction")
-    yield _counter("bulkhead_drops", "Packets and calls refused, counted in the kernel.", labels, now.drops)
+    yield counter("bulkhead_drops", "Packets and calls refused, counted in the kernel.", labels, now.drops)
     text = "Packets passed in observe mode that enforce mode would refuse, counted in the kernel."
-    yield _counter("bulkhead_would_denies", text, labels, now.would_denies)
+    yield counter("bulkhead_would_denies", text, labels, now.would_denies)
     text = "What user space was not told or could not remember, by what lost it."
     lost = {(source,): count for source, count in now.events_lost.items()}
-    yield _counter("bulkhead_events_lost", text, ("source",), lost)
+    yield counter("bulkhead_events_lost", text, ("source",), lost)
 
 
 def _policy(now: Measurements) -> Iterator[Metric]:
     info = {(now.commit, str(now.generation)): 1.0} if now.commit or now.generation else {}
-    yield _gauge("bulkhead_policy_revision_info", "The commit in force.", ("sha", "generation"), info)
+    yield gauge("bulkhead_policy_revision_info", "The commit in force.", ("sha", "generation"), info)
     text = "When a commit was last put into force."
     name = "bulkhead_policy_last_load_success_timestamp_seconds"
-    yield _gauge(name, text, (), {(): now.last_load_success})
+    yield gauge(name, text, (), {(): now.last_load_success})
     text = "1 when the latest commit is in force, 0 when it was refused and an earlier one is."
-    yield _gauge("bulkhead_policy_last_load_ok", text, (), {(): float(now.last_load_ok)})
+    yield gauge("bulkhead_policy_last_load_ok", text, (), {(): float(now.last_load_ok)})
     text = "Commits refused since the agent started, by the code of the first finding."
     refused = {(code,): count for code, count in now.refused.items()}
-    yield _counter("bulkhead_policy_refused", text, ("code",), refused)
+    yield counter("bulkhead_policy_refused", text, ("code",), refused)
     text = "1 when the policy repository answered the last time it was asked."
-    yield _gauge("bulkhead_policy_source_up", text, (), {(): float(now.source_up)})
+    yield gauge("bulkhead_policy_source_up", text, (), {(): float(now.source_up)})
     text = "When the policy repository last answered."
     name = "bulkhead_policy_source_last_success_timestamp_seconds"
-    yield _gauge(name, text, (), {(): now.source_last_success})
+    yield gauge(name, text, (), {(): now.source_last_success})
     expiries = {(one.name, one.owner): one.expires for one in now.exceptions}
     name = "bulkhead_exception_expiry_timestamp_seconds"
-    yield _gauge(name, "When an exception lapses.", ("exception", "owner"), expiries)
+    yield gauge(name, "When an exception lapses.", ("exception", "owner"), expiries)
 
 
 def _workloads(now: Measurements) -> Iterator[Metric]:
     modes = dict.fromkeys(now.modes.items(), 1.0)
-    yield _gauge("bulkhead_workload_mode", "1 for the mode a workload is in.", ("workload", "mode"), modes)
+    yield gauge("bulkhead_workload_mode", "1 for the mode a workload is in.", ("workload", "mode"), modes)
     text = "1 for a workload that is as its posture requires, 0 for one whose identity is withheld."
     postures = {(name,): float(ok) for name, ok in now.postures.items()}
-    yield _gauge("bulkhead_workload_posture_ok", text, ("workload",), postures)
+    yield gauge("bulkhead_workload_posture_ok", text, ("workload",), postures)
     text = "Control groups with an identity in the kernel."
-    yield _gauge("bulkhead_attested_cgroups", text, (), {(): float(now.attested_cgroups)})
+    yield gauge("bulkhead_attested_cgroups", text, (), {(): float(now.attested_cgroups)})
 
 
 def _kernel(now: Measurements) -> Iterator[Metric]:
     entries = {(one.name,): float(one.entries) for one in now.maps}
-    yield _gauge("bulkhead_map_entries", "Entries of a kernel map.", ("map",), entries)
+    yield gauge("bulkhead_map_entries", "Entries of a kernel map.", ("map",), entries)
     sizes = {(one.name,): float(one.max_entries) for one in now.maps}
-    yield _gauge("bulkhead_map_max_entries", "Entries that a kernel map can hold.", ("map",), sizes)
+    yield gauge("bulkhead_map_max_entries", "Entries that a kernel map can hold.", ("map",), sizes)
     text = "Packets of the kernel passed without a rule, by kind."
     passed = {(kind,): count for kind, count in now.control_packets.items()}
-    yield _counter("bulkhead_control_packets", text, ("kind",), passed)
+    yield counter("bulkhead_control_packets", text, ("kind",), passed)
     text = "DNS answers about names that policy knows, by what became of them."
     answered = {(outcome,): count for outcome, count in now.dns_answers.items()}
-    yield _counter("bulkhead_dns_answers", text, ("outcome",), answered)
+    yield counter("bulkhead_dns_answers", text, ("outcome",), answered)
 
 
 def _wire(now: Measurements) -> Iterator[Metric]:
     text = "What identity on the wire has come to, counted in the kernel."
-    yield _counter("bulkhead_wire", text, ("outcome",), {(outcome,): count for outcome, count in now.wire.items()})
+    yield counter("bulkhead_wire", text, ("outcome",), {(outcome,): count for outcome, count in now.wire.items()})
     text = "Nodes whose records count."
-    yield _gauge("bulkhead_wire_nodes", text, (), {(): float(now.wire_nodes)})
+    yield gauge("bulkhead_wire_nodes", text, (), {(): float(now.wire_nodes)})
     text = "Records of nodes that do not count, by reason."
     refused = {(reason,): float(count) for reason, count in now.wire_refused_nodes.items()}
-    yield _gauge("bulkhead_wire_refused_nodes", text, ("reason",), refused)
+    yield gauge("bulkhead_wire_refused_nodes", text, ("reason",), refused)
     text = "When the first node can no longer be told apart, unless keys are derived meanwhile."
     until = {} if now.wire_keys_until is None else {(): now.wire_keys_until}
-    yield _gauge("bulkhead_wire_keys_until_timestamp_seconds", text, (), until)
+    yield gauge("bulkhead_wire_keys_until_timestamp_seconds", text, (), until)
 
 
 def _upkeep(now: Measurements) -> Iterator[Metric]:
     text = "Differences found between the kernel and what git says, by what became of them."
-    yield _counter("bulkhead_drift", text, ("kind", "outcome"), now.drifts)
+    yield counter("bulkhead_drift", text, ("kind", "outcome"), now.drifts)
     text = "1 when the kernel holds what the commit in force says, 0 when something could not be repaired."
-    yield _gauge("bulkhead_kernel_equals_git", text, (), {(): float(now.kernel_equals_git)})
+    yield gauge("bulkhead_kernel_equals_git", text, (), {(): float(now.kernel_equals_git)})
     text = "When the kernel was last compared with what git says."
-    yield _gauge("bulkhead_kernel_compared_timestamp_seconds", text, (), {(): now.looked})
+    yield gauge("bulkhead_kernel_compared_timestamp_seconds", text, (), {(): now.looked})
     text = "1 for a workload that an operator has isolated."
     isolated = {(name,): 1.0 for name in now.isolated}
-    yield _gauge("bulkhead_workload_isolated", text, ("workload",), isolated)
-
-
-def _counter(name: str, text: str, labels: Labels, series: Mapping[K, float]) -> Metric:
-    family = CounterMetricFamily(name, text, labels=labels)
-    for values, value in series.items():
-        family.add_metric(values, value)
-    return family
-
-
-def _gauge(name: str, text: str, labels: Labels, series: Mapping[K, float]) -> Metric:
-    family = GaugeMetricFamily(name, text, labels=labels)
-    for values, value in series.items():
-        family.add_metric(values, value)
-    return family
+    yield gauge("bulkhead_workload_isolated", text, ("workload",), isolated)
 
 
 def exposition(collector: Collector) -> bytes:

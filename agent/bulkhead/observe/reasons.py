@@ -143,6 +143,14 @@ REASONS: Final[dict[DropReason, Reason]] = {
         "there were more openings at once than can be told from replays",
         "look for a flood of openings; it passes when there are fewer, and nothing that was open is cut",
     ),
+    DropReason.MTLS: Reason(
+        "the rule asks for mutual TLS, and the conversation did not go through the nodes' proxies",
+        "the calling workload must be enforced on a node with an agent, so that it is steered; or write `mtls: off`",
+    ),
+    DropReason.PROXY: Reason(
+        "the node's proxy is not at the other end, or named another workload than the one that receives",
+        "`bulkhead status` says what is amiss with it; `systemctl status bulkhead-proxy`",
+    ),
 }
 """By reason, every one of them but the count `MAX`."""
 

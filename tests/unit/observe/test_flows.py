@@ -25,8 +25,9 @@ from unit.observe.build import COMMIT, OFFSET, T, context, event, identity, name
 
 def test_the_struct_has_the_fields_of_the_abi_in_their_places() -> None:
     fields = [name for name, _ in VerdictEvent._fields_]
-    blocks = ("source", "destination", "comm", "commit")
-    values = {name: index + 1 for index, name in enumerate(fields) if name not in blocks}
+    blocks = ("source", "destination", "comm", "commit", "via")
+    unread = ("via", "via_port", "reserved_too")
+    values = {name: index + 1 for index, name in enumerate(fields) if name not in (*blocks, *unread)}
     raw = bytes(VerdictEvent(**values, source=(1,) * 16, destination=(2,) * 16, comm=b"c", commit=(3,) * 8))
     unpacked = list(EVENT.unpack(raw))
     ports = fields.index("source_port")
@@ -34,7 +35,8 @@ def test_the_struct_has_the_fields_of_the_abi_in_their_places() -> None:
     assert unpacked[ports] == packed
     unpacked[ports : ports + 1] = [values["source_port"], values["destination_port"]]
     texts = {"source": b"\1" * 16, "destination": b"\2" * 16, "comm": b"c" + bytes(15), "commit": b"\3" * 8}
-    assert unpacked == [texts.get(name, values.get(name)) for name in fields]
+    texts["via"] = bytes(16)
+    assert unpacked == [texts.get(name, values.get(name)) for name in fields if name not in unread[1:]]
 
 
 def test_a_refusal_at_the_source_says_who_what_and_when() -> None:

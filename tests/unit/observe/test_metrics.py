@@ -98,6 +98,9 @@ def test_every_measurement_is_exported_under_its_name_and_labels() -> None:
         ("bulkhead_kernel_equals_git", ()): 1.0,
         ("bulkhead_kernel_compared_timestamp_seconds", ()): 124.0,
         ("bulkhead_workload_isolated", (("workload", "shop/web"),)): 1.0,
+        ("bulkhead_proxy_restarts_total", ()): 0.0,
+        ("bulkhead_tls_handshakes_total", ()): 0.0,
+        ("bulkhead_access_records_malformed_total", ()): 0.0,
     }
 
 

@@ -128,9 +128,11 @@ def author_of(plan: Plan, one: Altered) -> str:
 def altered_text(one: Altered) -> str:
     """What is written differently about a thing."""
     if one.what == "changed":
-        texts = (f"{detail.field}: {detail.before or 'none'} -> {detail.after or 'none'}" for detail in one.details)
+        texts = [f"{detail.field}: {detail.before or 'none'} -> {detail.after or 'none'}" for detail in one.details]
     else:
-        texts = (f"{detail.field}: {detail.before or detail.after}" for detail in one.details)
+        texts = [f"{detail.field}: {detail.before or detail.after}" for detail in one.details]
+    if one.requests:
+        texts.insert(0, f"requests {one.requests}")
     return "; ".join(texts)
 
 
