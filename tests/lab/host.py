@@ -78,6 +78,9 @@ class Host:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self.stop_agent()
+        if self.proxy is not None:
+            self.proxy.terminate()
+            self.proxy.wait(20)
         for program in self._programs:
             program.kill()
             program.wait()

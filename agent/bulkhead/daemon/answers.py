@@ -13,6 +13,7 @@ from typing import Any, Final
 from bulkhead.abi import Mode, PolicyEntry, PolicyKey
 from bulkhead.daemon.counters import Counters
 from bulkhead.daemon.enforcer import Enforcer
+from bulkhead.daemon.plaintext import Plaintext
 from bulkhead.daemon.readiness import readiness
 from bulkhead.daemon.trial import Trial
 from bulkhead.daemon.upkeep import Upkeep
@@ -106,6 +107,7 @@ class Answers:
         self._flows = flows
         self._policy = policy
         self._started = time.time()
+        self._plaintext = Plaintext()
         self.counters = Counters(enforcer.maps)
         self.vicinity = Vicinity(enforcer.wire, enforcer.settings.host)
 
@@ -218,6 +220,7 @@ class Answers:
             "wire": enforcer.wire.status(),
             "mesh": enforcer.mesh.status(),
             "svids": enforcer.mesh.svids(),
+            "plaintext": self._plaintext.rules(bundle) if enforcer.settings.speaks else [],
             "by_address": self.by_address(time.time() - by_address.WINDOW_S)["kinds"],
             "maps": {name: {"entries": n, "max": top} for name, (n, top) in self.counters.sizes().items()},
             "adoption": str(enforcer.adoption),

@@ -236,7 +236,11 @@ def compile_resolved(resolved: Resolved) -> Compiled:
     entries = build(resolved.rules)
     openings, lanes = steer(resolved, entries)
     mesh = mesh_of(resolved, lanes)
-    rules = {rule.rule_id: rule_info(rule) for rule in (*policy_set.rules, *silent_rules(policy_set))}
+    owners = {policy.name: policy.owner for policy in policy_set.policies}
+    rules = {
+        rule.rule_id: rule_info(rule, owners.get(rule.policy, ""))
+        for rule in (*policy_set.rules, *silent_rules(policy_set))
+    }
     if not mesh.is_empty:
         built_in = _proxy_rule(policy_set)
         rules[built_in.rule_id] = built_in
@@ -283,8 +287,8 @@ def _workload_info(resolved: Resolved, workload: Workload) -> WorkloadInfo:
     )
 
 
-def rule_info(rule: Rule) -> RuleInfo:
-    """A rule as it is shown."""
+def rule_info(rule: Rule, owner: str = "") -> RuleInfo:
+    """A rule as it is shown. `owner` is that of its policy, who answers for an opt-out without one of its own."""
     return RuleInfo(
         rule.rule_id,
         rule.qualified,
@@ -294,7 +298,7 @@ def rule_info(rule: Rule) -> RuleInfo:
         rule.destination.text,
         ", ".join(dict.fromkeys(spec.text for spec in rule.ports)),
         rule.expires.timestamp() if rule.expires else None,
-        rule.owner,
+        rule.owner or (owner if rule.mtls_off else ""),
         rule.ticket,
         rule.why,
         rule.mtls,

@@ -102,9 +102,11 @@ def protocol_prefixes(ports: Iterable[PortSpec]) -> list[tuple[int, PortPrefix]]
 
 
 def _lifted(entry: PolicyEntry, other: PolicyEntry) -> PolicyEntry:
-    """An entry beside another on its ports that lasts no longer."""
-    kept = other.flags if other.deadline == entry.deadline else other.flags | REQUESTS
-    return entry._replace(flags=entry.flags & kept)
+    """An entry beside another on its ports that lasts no longer: what ends before it does lifts nothing.
+
+    The kernel has one entry, and would go on without what was lifted after the other has ended.
+    """
+    return entry._replace(flags=entry.flags & other.flags) if other.deadline == entry.deadline else entry
 
 
 def _liftable(entries: Mapping[PolicyKey, PolicyEntry]) -> list[PolicyKey]:

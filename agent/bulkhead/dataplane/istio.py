@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from bulkhead.dataplane.istio_conditions import rule_condition
 from bulkhead.dataplane.istio_truth import Callers, Known, possible_ports
+from bulkhead.dataplane.repeated import for_deny
 from bulkhead.dataplane.requests import Clause, Condition, Effect
 from bulkhead.identity.registry import svid_template
 from bulkhead.policy.istio import (
@@ -209,7 +210,9 @@ def clauses(policy_set: PolicySet) -> dict[QualifiedName, tuple[Clause, ...]]:
 
 def _clause(one: Meant) -> Clause:
     provider = f"rego:{one.policy.provider}" if one.policy.provider else ""
-    return Clause(one.rule.rule_id, _EFFECTS[one.policy.action], one.condition, provider, one.policy.dry_run)
+    effect = _EFFECTS[one.policy.action]
+    condition = for_deny(one.condition) if effect is Effect.DENY else one.condition
+    return Clause(one.rule.rule_id, effect, condition, provider, one.policy.dry_run)
 
 
 # Who must prove himself

@@ -149,19 +149,18 @@ def _part(found: ResolvedRule) -> _Part:
 
 
 def _answers_of(parts: frozenset[_Part]) -> _Answers:
-    flags = MTLS if _workloads(parts, MTLS, MTLS) - _workloads(parts, MTLS, 0) else 0
-    if any(_is_by_request(parts, peer) for peer in _workloads(parts, REQUESTS, REQUESTS)):
-        flags |= REQUESTS
-    return _Answers(flags, tuple(sorted(_workloads(parts))))
+    peers = sorted(frozenset[int]().union(*(side.workloads for side, _, _ in parts)))
+    flags = 0
+    for peer in peers:
+        flags |= _demanded(parts, peer)
+    return _Answers(flags, tuple(peers))
 
 
-def _workloads(parts: Iterable[_Part], flag: int = 0, value: int = 0) -> frozenset[int]:
-    """Those that rules with this value of a flag let answer."""
-    return frozenset[int]().union(*(side.workloads for side, flags, _ in parts if flags & flag == value))
-
-
-def _is_by_request(parts: Iterable[_Part], peer: int) -> bool:
-    """Whether its rules that last longest all are, as for its own entries."""
+def _demanded(parts: Iterable[_Part], peer: int) -> int:
+    """What its rules that last longest all ask for, as for its own entries."""
     held = [(deadline, flags) for side, flags, deadline in parts if peer in side.workloads]
     longest = max(deadline for deadline, _ in held)
-    return all(flags & REQUESTS for deadline, flags in held if deadline == longest)
+    found = MTLS | REQUESTS
+    for deadline, flags in held:
+        found &= flags if deadline == longest else found
+    return found

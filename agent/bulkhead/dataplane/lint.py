@@ -268,11 +268,11 @@ def _opted_out(policy_set: PolicySet) -> Iterator[Diagnostic]:
 
 
 def _mixed(policy_set: PolicySet, resolved: Resolved | None) -> Iterator[Diagnostic]:
-    """Lasting rules that permit plaintext where another asks for mutual TLS. An exception ends, and may be meant."""
+    """Rules that permit plaintext where another asks for mutual TLS; one that ends first permits nothing."""
     between = [
         one for one in (resolved.rules if resolved else ()) if one.source.workloads and one.destination.workloads
     ]
-    plain = [one for one in between if not one.rule.mtls and one.deadline is None]
+    plain = [one for one in between if not one.rule.mtls]
     index = RuleIndex([one for one in between if one.rule.mtls] if plain else ())
     owners = {policy.name: policy.owner for policy in policy_set.policies}
     for one in plain:
@@ -284,13 +284,20 @@ def _mixed(policy_set: PolicySet, resolved: Resolved | None) -> Iterator[Diagnos
                     policy_set,
                     "BH1019",
                     rule.loc,
-                    hint="make it an exception, which ends, or let no other rule allow the same",
+                    hint=_mixed_hint(one, other),
                     related=((strict.loc, f"`{strict.qualified}` is here"),),
                     rule=rule.qualified,
                     other=strict.qualified,
                     owner=rule.owner or owners.get(rule.policy) or "nobody",
                 )
                 break
+
+
+def _mixed_hint(plain: ResolvedRule, strict: ResolvedRule) -> str:
+    ends_first = plain.deadline is not None and (strict.deadline is None or plain.deadline < strict.deadline)
+    if ends_first:
+        return f"it has no effect, since `{strict.rule.name}` lasts longer: say it there"
+    return "let no other rule allow the same"
 
 
 def _are_together(one: ResolvedRule, other: ResolvedRule) -> bool:

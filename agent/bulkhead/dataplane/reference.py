@@ -320,8 +320,8 @@ def demanded(
 ) -> Demand:
     """What is asked of a conversation that `judge` allows. Arguments as for it.
 
-    Only TCP between workloads is asked for anything: for mutual TLS unless some rule permits plaintext, and for a judge
-    of requests if, of the rules that allow it, those that last longest all are about requests.
+    Only TCP between workloads is asked for anything: of the rules that allow it, those that last longest count. It is
+    asked for mutual TLS unless one of them permits plaintext, and for a judge of requests if all are about requests.
     """
     answer = judge(policy_set, host, local, direction, remote, protocol, port, now)
     between = all(isinstance(end, Identified) and end.standing is Standing.WORKLOAD for end in (local, remote))
@@ -329,7 +329,7 @@ def demanded(
         return Demand()
     rules = [rule for rule in policy_set.rules if rule.rule_id in answer.rules]
     lasting = [rule for rule in rules if rule.expires == answer.expires]
-    return Demand(all(rule.mtls for rule in rules), all(rule.by_request for rule in lasting))
+    return Demand(all(rule.mtls for rule in lasting), all(rule.by_request for rule in lasting))
 
 
 def answerers(

@@ -138,10 +138,19 @@ def _chain(name: str, identity: int, mesh: Mesh, node: ProxyNode) -> Message:
     return {
         "name": f"{identity} {name}",
         "filter_chain_match": match,
-        "filters": [filter_state("network", {"on_downstream_tls_handshake": [caller]}), _tunnels(identity, node)],
+        "filters": [
+            filter_state("network", {"on_downstream_tls_handshake": [caller, _FROM]}),
+            _tunnels(identity, node),
+        ],
         "transport_socket": tls,
         "transport_socket_connect_timeout": "10s",
     }
+
+
+_FROM_KEY: Final = "bulkhead.from"
+_FROM: Final = state(_FROM_KEY, "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%", factory="envoy.string")
+"""Whence a tunnel comes. No other node's can come from loopback: the kernel lets no such packet in."""
+_FROM_HERE: Final = {"key": _FROM_KEY, "string_match": {"safe_regex": {"regex": "127\\.0\\.0\\.1|::1"}}}
 
 
 def _tunnels(identity: int, node: ProxyNode) -> Message:
@@ -189,9 +198,10 @@ def router() -> Message:
 def caller_routes(mesh: Mesh, node: ProxyNode) -> Message:
     """Who may call whom on what. A request that is no CONNECT, or that nobody named here makes, gets 403."""
     judged = {one.destination: one for one in mesh.authorizations}
-    routes = [
-        _requests_route(call, judged[call.destination], mesh, node) for call in mesh.calls if call.destination in judged
-    ]
+    by_request = [call for call in mesh.calls if call.destination in judged]
+    routes = []
+    for is_here in (False, True):
+        routes += [_requests_route(call, judged[call.destination], mesh, node, is_here) for call in by_request]
     routes += [_route(call, pair_name(call.source, call.destination), mesh, node) for call in mesh.calls]
     refusal = {"direct_response": {"status": 403}}
     routes += [{"match": {"connect_matcher": {}}, **refusal}, {"match": {"prefix": "/"}, **refusal}]
@@ -203,10 +213,13 @@ def caller_routes(mesh: Mesh, node: ProxyNode) -> Message:
     )
 
 
-def _requests_route(call: Call, judged: Authorization, mesh: Mesh, node: ProxyNode) -> Message:
-    """To where requests are judged; matched before the route to the workload itself."""
-    route = _route(call, requests_name(call.destination), mesh, node)
-    route["match"]["headers"].append(_authority(node, judged.ports))
+def _requests_route(call: Call, judged: Authorization, mesh: Mesh, node: ProxyNode, is_here: bool) -> Message:
+    """To where requests are judged; matched before the route to the workload itself.
+
+    `is_here`: for what this node's own workloads call on loopback, where no other node may reach.
+    """
+    route = _route(call, requests_name(call.destination), mesh, node, is_here)
+    route["match"]["headers"].append(_authority(node, judged.ports, is_here))
     pair = pair_name(call.source, call.destination)
     onward = [
         state("envoy.tcp_proxy.cluster", pair, shared=True),
@@ -216,13 +229,14 @@ def _requests_route(call: Call, judged: Authorization, mesh: Mesh, node: ProxyNo
     return route | {"typed_per_filter_config": {_SET_STATE: per_route}}
 
 
-def _route(call: Call, cluster: str, mesh: Mesh, node: ProxyNode) -> Message:
+def _route(call: Call, cluster: str, mesh: Mesh, node: ProxyNode, is_here: bool = False) -> Message:
+    caller = {"key": CALLER, "string_match": id_pattern(mesh.svids[call.source], node)}
     called = {"name": _CALLED_HEADER, "string_match": {"exact": str(call.destination)}}
     return {
         "match": {
             "connect_matcher": {},
-            "headers": [called, _authority(node, call.ports)],
-            "filter_state": [{"key": CALLER, "string_match": id_pattern(mesh.svids[call.source], node)}],
+            "headers": [called, _authority(node, call.ports, is_here)],
+            "filter_state": [caller, *([_FROM_HERE] if is_here else [])],
         },
         "route": {
             "cluster": cluster,
@@ -232,8 +246,8 @@ def _route(call: Call, cluster: str, mesh: Mesh, node: ProxyNode) -> Message:
     }
 
 
-def _authority(node: ProxyNode, ports: tuple[tuple[int, int], ...]) -> Message:
-    pattern = authority_pattern([one for one in node.addresses if not ip_address(one).is_loopback], ports)
+def _authority(node: ProxyNode, ports: tuple[tuple[int, int], ...], is_here: bool = False) -> Message:
+    pattern = authority_pattern([one for one in node.addresses if ip_address(one).is_loopback is is_here], ports)
     return {"name": ":authority", "string_match": {"safe_regex": {"regex": pattern}}}
 
 

@@ -23,8 +23,8 @@ class ProxyNode:
     """Its name, which replaces `{host}` in the SPIFFE IDs of its own workloads."""
     trust_domain: str
     addresses: tuple[str, ...]
-    """Single addresses of this node at which its workloads may be called. A tunnel to any other is refused, and to
-    loopback in any case: what listens there alone is for this node's processes."""
+    """Single addresses of this node at which its workloads may be called. A tunnel to any other is refused, and so is
+    one to loopback unless it comes from this node: what listens there alone is for its own processes."""
     run_dir: Path
     """Where the agent keeps its sockets; the proxy's files are below `proxy` in it."""
     binds: tuple[str, ...] = INBOUND_BINDS

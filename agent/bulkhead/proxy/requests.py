@@ -56,7 +56,7 @@ _PAIR_HEADER: Final = "x-bulkhead-pair"
 """The cluster that a request goes to; it never leaves Envoy."""
 REQUESTS: Final = "requests"
 REQUESTS_FILE: Final = f"{REQUESTS}.json"
-_REGO_TIMEOUT: Final = "0.2s"
+_REGO_TIMEOUT: Final = "0.4s"
 _RBAC: Final = "envoy.filters.http.rbac"
 
 

@@ -97,11 +97,16 @@ def test_one_rule_that_permits_plaintext_suffices(rules: tuple[str, ...], expect
     assert flags(compiled(shop(*rules)), WEB, API, 443) == expected
 
 
-def test_a_passing_exception_permits_plaintext_beside_a_permanent_rule() -> None:
-    found = compiled(shop("web -> api 443", ("web -> api 443 off", NOW + timedelta(hours=1))))
+def test_a_passing_exception_lifts_nothing_that_lasts_longer() -> None:
+    soon = NOW + timedelta(hours=1)
+    found = compiled(shop("web -> api 443", ("web -> api 443 off", soon), ("web -> db 443 off", soon)))
     entry = lookup(found, WEB, EGRESS, API, TCP, 443)
     assert entry is not None
-    assert (entry.rule_id, entry.deadline, entry.flags) == (1, None, 0)
+    assert (entry.rule_id, entry.deadline, entry.flags) == (1, None, MTLS)
+    alone = lookup(found, WEB, EGRESS, DB, TCP, 443)
+    assert alone is not None
+    assert (alone.rule_id, alone.deadline, alone.flags) == (3, soon.timestamp(), 0)
+    assert opening(found, WEB, 443).flags & ~LANE_MASK == MTLS
 
 
 def test_requests_are_looked_at_unless_a_rule_that_lasts_as_long_lets_all_through() -> None:

@@ -276,7 +276,8 @@ def test_warn_where_plaintext_is_permitted_beside_a_rule_that_asks_for_mutual_tl
     until = ', expires: "2027-01-01T00:00:00Z", owner: team-b, ticket: T-1, mtls: "off"'
     passing = "exceptions:\n" + rule("late", "web", "api", "80", until)
     found = [each for each in lint(parsed(SHOP + body + passing), NOW) if each.code == "BH1019"]
-    assert [(each.loc.line, each.related[0][0].line) for each in found] == [(13, 12)]
+    assert [(each.loc.line, each.related[0][0].line) for each in found] == [(13, 12), (15, 12)]
+    assert ["no effect" in each.hint for each in found] == [False, True]
     apart = rule("strict", "web", "api", "80") + rule("plain", "web", "api", "81", ', mtls: "off"')
     assert [each.code for each in lint(parsed(SHOP + apart), NOW)] == ["BH1015"]
 
