@@ -30,12 +30,14 @@ install_packages() {
 
 install_program() {
     [[ -x $PREFIX/bin/python ]] || "$SYSTEM_PYTHON" -m venv --system-site-packages "$PREFIX"
-    "$PREFIX/bin/python" -m pip install --quiet --upgrade "$ROOT"
+    "$PREFIX/bin/python" -m pip install --quiet --upgrade "$ROOT[proxy,rego]"
     "$PREFIX/bin/python" -c 'import bcc' || fail "python3-bpfcc is installed but cannot be imported"
     ln -sfn "$PREFIX/bin/bulkhead" /usr/local/bin/bulkhead
 }
 
 install_units() {
+    install -D -m 644 "$ROOT/systemd/bulkhead.sysusers.conf" /usr/lib/sysusers.d/bulkhead.conf
+    systemd-sysusers /usr/lib/sysusers.d/bulkhead.conf
     install -m 644 "$ROOT"/systemd/*.service "$UNITS"
     # Not in a chroot or an image that is being built: there is no manager to tell.
     [[ ! -d /run/systemd/system ]] || systemctl daemon-reload

@@ -55,6 +55,8 @@ class Installed:
         self._write(BULKHEAD, LAUNCHER, mode=0o755)
         for unit in (ROOT / "systemd").glob("*.service"):
             shutil.copy(unit, self.box.root / "etc/systemd/system")
+        self._write("/usr/lib/sysusers.d/bulkhead.conf", (ROOT / "systemd/bulkhead.sysusers.conf").read_text())
+        self.box.run(["systemd-sysusers", "/usr/lib/sysusers.d/bulkhead.conf"], check=True)
         self._write("/opt/lab/caller.py", (ROOT / "tests/systemd/caller.py").read_text())
         self._write("/etc/bulkhead/agent.toml", (ROOT / "systemd/agent.toml").read_text())
         self.git("init", "-q", "-b", "main")
@@ -119,7 +121,8 @@ class Installed:
         """Wait for something that another process brings about."""
         deadline = time.monotonic() + timeout_s
         while not condition():
-            assert time.monotonic() < deadline, self.box.journal("bulkhead.service")
+            said = (self.box.journal(unit) for unit in ("bulkhead.service", "bulkhead-proxy.service"))
+            assert time.monotonic() < deadline, "".join(said)
 
     def main_pid(self, unit: str = "bulkhead.service") -> int:
         """The main process of a unit, by the box's count; 0 when it has none."""

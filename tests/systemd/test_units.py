@@ -28,13 +28,17 @@ def exposure(unit: str) -> float:
     return float(found[1])
 
 
-@pytest.mark.parametrize(("unit", "limit"), [("bulkhead-loader.service", 2.0), ("bulkhead.service", 2.5)])
+@pytest.mark.parametrize(
+    ("unit", "limit"), [("bulkhead-loader.service", 2.0), ("bulkhead.service", 2.5), ("bulkhead-proxy.service", 2.0)]
+)
 def test_exposure_stays_below_its_limit(unit: str, limit: float) -> None:
     assert exposure(unit) <= limit
 
 
 def test_systemd_has_no_complaint_about_the_units(installed: Any) -> None:
-    done = installed.box.run(["systemd-analyze", "verify", "bulkhead.service", "bulkhead-loader.service"])
+    done = installed.box.run(
+        ["systemd-analyze", "verify", "bulkhead.service", "bulkhead-loader.service", "bulkhead-proxy.service"]
+    )
     assert done.stdout + done.stderr == ""
     assert done.returncode == 0
 

@@ -104,7 +104,8 @@ class MeshKeeper:
         self._publish_identities(bundle)
         try:
             await self._publish(bundle, both(self._mesh, fresh))
-            await self._until_listening(fresh)
+            if self._is_kept():
+                await self._until_listening(fresh)
         except BulkheadError as error:
             self._fail(str(error))
 
@@ -184,6 +185,13 @@ class MeshKeeper:
         """Who listens where, as far as it decides who is called."""
         called = {call.destination for call in mesh.calls}
         return identities_by_port(self._maps, self._attestation, called) if len(called) > 1 else {}
+
+    def _is_kept(self) -> bool:
+        """Whether somebody runs in the proxy's control group, who will start it if it does not run."""
+        try:
+            return bool((self._group / "cgroup.procs").read_text())
+        except OSError:
+            return False
 
     async def _until_listening(self, mesh: Mesh) -> None:
         """Until the proxy listens on every lane. Raises UnreachableError when it takes too long."""

@@ -22,7 +22,7 @@ def bootstrap(node: ProxyNode) -> Message:
     """Where everything else is found: listeners and clusters in files, SVIDs behind a Unix socket."""
     return {
         "node": {"id": node.host, "cluster": "bulkhead"},
-        "admin": {"address": {"pipe": {"path": str(node.admin), "mode": 0o600}}},
+        "admin": {"address": {"pipe": {"path": str(node.admin), "mode": 0o660}}},
         "dynamic_resources": {
             "lds_config": file_source(node, "lds.json"),
             "cds_config": file_source(node, "cds.json"),
