@@ -12,7 +12,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +32,7 @@ DEVICES = ("eth0", "eth1")
 _SYSCTLS = {
     "ipv6/conf/all/disable_ipv6": "1",
     "ipv4/ip_local_port_range": "1024 65535",
-    "ipv4/ip_local_reserved_ports": "7000-7299",
+    "ipv4/ip_local_reserved_ports": "7000-7299,10000-10499",
     "ipv4/tcp_tw_reuse": "1",
     "ipv4/tcp_max_syn_backlog": "65535",
     "core/somaxconn": "65535",
@@ -94,8 +94,17 @@ class Host:
             "state_dir": self.directory / "state",
             "cache_dir": self.cache,
         }
-        text = "".join(f'{key} = "{value}"\n' for key, value in settings.items())
-        (self.directory / "agent.toml").write_text(text)
+        self.configure(settings)
+
+    @property
+    def settings(self) -> Path:
+        """The agent's."""
+        return self.directory / "agent.toml"
+
+    def configure(self, settings: Mapping[str, object]) -> None:
+        """Add to the agent's settings, each a text or a path."""
+        with self.settings.open("a") as file:
+            file.writelines(f'{key} = "{value}"\n' for key, value in settings.items())
 
     def start(self) -> float:
         """Start the agent and return the seconds until it reports that it is ready."""
@@ -104,7 +113,7 @@ class Host:
             notifications.bind(str(address))
             started = time.monotonic()
             self.agent = subprocess.Popen(
-                [sys.executable, "-m", "bulkhead.cli.main", "agent", "--config", str(self.directory / "agent.toml")],
+                [sys.executable, "-m", "bulkhead.cli.main", "agent", "--config", str(self.settings)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -27,6 +27,11 @@ attached), switched between one run and the next while the agents are held still
 costs, and the storm of forged ones, are BPF_PROG_TEST_RUN of the same programs; the large trust domain is the agent's
 own code and bulkhead-keys, with real maps and a made-up roster.
 
+**Mutual TLS** is measured on one such pair with an Envoy on each host, one thread each, its SVIDs from the node's own
+authority: the same client and nginx in plaintext (`mtls: off`), through HBONE with L4 authorisation, and with L7
+authorisation. **Two plain Envoys** are the same binary with as many threads, which carry TCP without TLS between two
+hosts of which Bulkhead knows nothing. Requests/s are taken on all CPUs; times of single requests on one.
+
 """
 
 

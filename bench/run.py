@@ -1,5 +1,6 @@
 """`make bench`: measures everything that is promised, in one run, prints it, and writes bench/results/latest.json.
 
+`bench/run.py PART...` measures only these of the parts that need no others (see `ALONE`), prints them, writes nothing.
 Exits 0 whether or not the marks hold: the figures say so themselves. Needs root. Leaves nothing behind.
 """
 
@@ -23,6 +24,7 @@ import authoring  # noqa: E402
 import packets  # noqa: E402
 import page  # noqa: E402
 import paths  # noqa: E402
+import proxies  # noqa: E402
 import traffic  # noqa: E402
 import upkeep  # noqa: E402
 from figures import Figure, read, write  # noqa: E402
@@ -36,13 +38,20 @@ RESULTS = _ROOT / "bench" / "results" / "latest.json"
 _PAIR_SUBNET = 70
 _NFT_SUBNET = 80
 _WIRE_SUBNET = 90
+_MESH_SUBNET = 100
 _CONNECTIONS = 100_000
 _RULES = 100_000
+ALONE: dict[str, Callable[[], list[Figure]]] = {
+    "authoring": authoring.measure,
+    "upkeep": upkeep.measure,
+    "wire": partial(wire.measure, _WIRE_SUBNET),
+    "proxies": partial(proxies.measure, _MESH_SUBNET),
+}
 
 
 def measure(console: Console) -> list[Figure]:
     """Every figure. Memory and starts come first, while the agents are fresh; what bloats them comes last."""
-    measured: list[list[Figure]] = [authoring.measure(), upkeep.measure(), wire.measure(_WIRE_SUBNET)]
+    measured = [_timed(word, part, console) for word, part in ALONE.items()]
     with tempfile.TemporaryDirectory(prefix="bulkhead-bench-") as name:
         directory = Path(name)
         program = traffic.build(directory)
@@ -52,11 +61,15 @@ def measure(console: Console) -> list[Figure]:
                 ("paths", partial(paths.measure, program, pair, _NFT_SUBNET)),
                 ("packets", partial(packets.measure, program, pair, _CONNECTIONS, _RULES)),
             )
-            for word, part in parts:
-                started = time.monotonic()
-                measured.append(part())
-                console.print(f"{word}: {time.monotonic() - started:.0f} s", style="dim")
+            measured += [_timed(word, part, console) for word, part in parts]
     return [figure for part_figures in reversed(measured) for figure in part_figures]
+
+
+def _timed(word: str, part: Callable[[], list[Figure]], console: Console) -> list[Figure]:
+    started = time.monotonic()
+    figures = part()
+    console.print(f"{word}: {time.monotonic() - started:.0f} s", style="dim")
+    return figures
 
 
 def show(figures: list[Figure], console: Console) -> None:
@@ -78,8 +91,12 @@ def _end(*_: object) -> None:
 def main() -> None:
     """Measure, show, write. `page` as an argument: only write docs/performance.md from the last results."""
     console = Console()
-    if sys.argv[1:] != ["page"]:
-        signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGTERM, _end)
+    words = sys.argv[1:]
+    if words and words != ["page"]:
+        show([figure for word in words for figure in _timed(word, ALONE[word], console)], console)
+        return
+    if not words:
         figures = measure(console)
         show(figures, console)
         write(figures, RESULTS)

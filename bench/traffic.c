@@ -4,89 +4,21 @@
  *
  *     traffic CPU CGROUP_PROCS COMMAND ADDRESS PORT [NUMBER]
  *
- * Pinned to one CPU, because waking a process on another costs more than what is measured; moved into a control group
+ * On one CPU, because waking a process on another costs more than what is measured; moved into a control group
  * before its first socket. Servers say `ready`, clients print one line of numbers. Times are in nanoseconds.
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <sched.h>
-#include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/epoll.h>
-#include <sys/prctl.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
-#include <time.h>
-#include <unistd.h>
+#include "program.h"
 
 #define STREAM_BYTES (128 * 1024)
 #define EVENTS 256
 #define BACKLOG 65535
-
-static struct sockaddr_in peer;
-
-static void die(const char *what)
-{
-    fprintf(stderr, "traffic: %s: %s\n", what, strerror(errno));
-    exit(1);
-}
-
-static int64_t checked(int64_t result, const char *what)
-{
-    if (result < 0)
-        die(what);
-    return result;
-}
-
-static uint64_t now_ns(void)
-{
-    struct timespec at;
-    clock_gettime(CLOCK_MONOTONIC, &at);
-    return at.tv_sec * 1000000000ull + at.tv_nsec;
-}
-
-static void say(const char *line)
-{
-    puts(line);
-    fflush(stdout);
-}
-
-/* The next number that the benchmark writes to our input; ends the process when there is none. */
-static long listen_for_number(void)
-{
-    char line[64];
-    if (!fgets(line, sizeof(line), stdin))
-        exit(0);
-    return atol(line);
-}
-
-static int by_value(const void *a, const void *b)
-{
-    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-    return x < y ? -1 : x > y;
-}
 
 static void say_times(uint64_t *times, long count)
 {
     qsort(times, count, sizeof(*times), by_value);
     printf("%lu %lu %lu\n", times[count / 10], times[count / 2], times[count - 1]);
     fflush(stdout);
-}
-
-static uint64_t *times_allocate(long count)
-{
-    uint64_t *times = count > 0 ? calloc(count, sizeof(*times)) : NULL;
-    if (!times)
-        die("no room for so many times");
-    memset(times, 0xff, count * sizeof(*times)); /* no page fault while the clock runs */
-    return times;
 }
 
 static int listener(void)
@@ -96,12 +28,6 @@ static int listener(void)
     checked(bind(fd, (struct sockaddr *)&peer, sizeof(peer)), "bind");
     checked(listen(fd, BACKLOG), "listen");
     return fd;
-}
-
-static void no_delay(int fd)
-{
-    int on = 1;
-    checked(setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)), "TCP_NODELAY");
 }
 
 static int connected(void)
@@ -376,39 +302,11 @@ static void client_many(long count)
     }
 }
 
-static void settle(const char *cpu, const char *cgroup_procs)
-{
-    struct rlimit files;
-    cpu_set_t one;
-
-    checked(prctl(PR_SET_PDEATHSIG, SIGKILL), "prctl");
-    CPU_ZERO(&one);
-    CPU_SET(atoi(cpu), &one);
-    checked(sched_setaffinity(0, sizeof(one), &one), "sched_setaffinity");
-    if (*cgroup_procs) {
-        int fd = checked(open(cgroup_procs, O_WRONLY), cgroup_procs);
-        checked(write(fd, "0", 1), cgroup_procs);
-        close(fd);
-    }
-    checked(getrlimit(RLIMIT_NOFILE, &files), "getrlimit");
-    files.rlim_cur = files.rlim_max;
-    checked(setrlimit(RLIMIT_NOFILE, &files), "setrlimit");
-}
-
 int main(int argc, char **argv)
 {
-    if (argc < 6) {
-        fprintf(stderr, "usage: traffic CPU CGROUP_PROCS COMMAND ADDRESS PORT [NUMBER]\n");
-        return 2;
-    }
+    long number = begin("traffic", argc, argv);
     const char *command = argv[3];
-    long number = argc > 6 ? atol(argv[6]) : 0;
 
-    settle(argv[1], argv[2]);
-    peer.sin_family = AF_INET;
-    peer.sin_port = htons(atoi(argv[5]));
-    if (inet_pton(AF_INET, argv[4], &peer.sin_addr) != 1)
-        die("ADDRESS");
     if (!strcmp(command, "serve-echo"))
         serve_echo();
     else if (!strcmp(command, "serve-sink"))

@@ -1,4 +1,4 @@
-"""Runs traffic.c: the servers and clients whose conversations are timed."""
+"""Runs traffic.c and http.c: the servers and clients whose conversations are timed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 
 from lab.netns import Namespace
 
-_SOURCE = Path(__file__).with_name("traffic.c")
+_SOURCES = Path(__file__).parent
 _ANSWER_S = 120
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """The compiled program, and the CPU on which everything it does is done."""
+    """The compiled program, and the CPU on which everything it does is done; a negative one is any."""
 
     program: Path
     cpu: int
@@ -57,10 +57,10 @@ class Session:
         return self.read()
 
 
-def build(directory: Path) -> Traffic:
+def build(directory: Path, name: str = "traffic") -> Traffic:
     """Compile, for the last CPU of those that we may use."""
-    program = directory / "traffic"
-    subprocess.run(["gcc", "-O2", "-Wall", "-Wextra", "-o", str(program), str(_SOURCE)], check=True)
+    program, source = directory / name, _SOURCES / f"{name}.c"
+    subprocess.run(["gcc", "-O2", "-Wall", "-Wextra", "-o", str(program), str(source)], check=True)
     return Traffic(program, max(os.sched_getaffinity(0)))
 
 

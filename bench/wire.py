@@ -88,8 +88,7 @@ def _equip(pair: Pair) -> None:
     for host in pair:
         key = nodes.key_file(host.directory)
         records += nodes.record(host.name, host.address, key=key.public)
-        with (host.directory / "agent.toml").open("a") as settings:
-            settings.writelines(f'{name} = "{value}"\n' for name, value in key.settings.items())
+        host.configure(key.settings)
         (host.cgroup / "other").mkdir()
     (pair.repository.path / "nodes.yaml").write_text(records)
     (pair.repository.path / "wire.yaml").write_text(_POLICY)

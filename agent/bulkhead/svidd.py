@@ -37,12 +37,14 @@ from bulkhead.config import Settings
 from bulkhead.confinement import confine, end_with_parent, hide_memory, lock_memory
 from bulkhead.errors import UsageError
 from bulkhead.svid import authority, bundle, spire
+from bulkhead.svid.ads import AggregatedDiscovery
 from bulkhead.svid.authority import Authority
 from bulkhead.svid.bundle import Bundle, BundleError
 from bulkhead.svid.callers import Callers
 from bulkhead.svid.endpoint import BoundedServer
 from bulkhead.svid.issuing import Embedded
 from bulkhead.svid.sds import SecretDiscovery
+from bulkhead.svid.secrets import Secrets
 from bulkhead.svid.served import Served, State
 from bulkhead.svid.svids import Attested, Workload
 from bulkhead.svid.upstream import Upstream
@@ -116,7 +118,8 @@ class Desk:
     async def serve(self, listener: socket.socket) -> None:
         """Until the agent is gone."""
         api = WorkloadApi(self._served, self._callers, lambda: self._upstream)
-        server = BoundedServer([api, SecretDiscovery(self._served, self._callers, self._refused)])
+        secrets = Secrets(self._served, self._callers, self._refused)
+        server = BoundedServer([api, SecretDiscovery(secrets), AggregatedDiscovery(secrets)])
         await server.start(sock=listener)
         reporting = asyncio.create_task(self._report(), name="status")
         self._tell_own()

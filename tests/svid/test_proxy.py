@@ -1,4 +1,4 @@
-"""SDS, as the real proxy uses it."""
+"""Secret discovery, on streams of their own and aggregated, as the real proxy uses it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from bulkhead.svid.bundle import Bundle
 from bulkhead.svid.pem import pem
 from bulkhead.svid.svids import Attested
 from bulkhead.svid.x509 import Signer
-from svid.serving import DB, DOMAIN, WEB, Node, running
+from svid.serving import DB, DOMAIN, WEB, Node, running, workload
 from unit.svid.authorities import Leaf, anchor, uri, usage
 
 FILTERS = "type.googleapis.com/envoy.extensions.filters"
 ENVOY = Path(envoy.__file__).parent / "_bin" / "envoy"
 LIFETIME_S = 4.0
+LATE = workload("shop/late")
 
 
 def free_port() -> int:
@@ -33,10 +34,16 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def bootstrap(sds: Path, port: int, name: str, validation: str) -> dict[str, object]:
-    """A listener that presents one SVID, wants one of its callers, and says `ok`."""
-    source = {"api_config_source": {"api_type": "GRPC", "transport_api_version": "V3"}, "resource_api_version": "V3"}
-    source["api_config_source"] |= {"grpc_services": [{"envoy_grpc": {"cluster_name": "sds"}}]}  # type: ignore[index]
+SERVICE = {"api_type": "GRPC", "transport_api_version": "V3"} | {
+    "grpc_services": [{"envoy_grpc": {"cluster_name": "sds"}}]
+}
+ALONE: dict[str, object] = {"api_config_source": SERVICE, "resource_api_version": "V3"}
+"""Each secret by a stream of its own."""
+AGGREGATED: dict[str, object] = {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0.5s"}
+
+
+def listener(port: int, name: str, validation: str, source: dict[str, object]) -> dict[str, object]:
+    """Presents one SVID, wants one of its callers, and says `ok`."""
     tls = {
         "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
         "require_client_certificate": True,
@@ -65,6 +72,20 @@ def bootstrap(sds: Path, port: int, name: str, validation: str) -> dict[str, obj
             }
         ],
     }
+    return {
+        "name": f"in-{port}",
+        "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},
+        "filter_chains": [
+            {
+                "transport_socket": {"name": "tls", "typed_config": tls},
+                "filters": [{"name": "http", "typed_config": manager}],
+            }
+        ],
+    }
+
+
+def bootstrap(sds: Path, *listeners: dict[str, object]) -> dict[str, object]:
+    """These listeners, and where secrets come from."""
     http2 = {"explicit_http_config": {"http2_protocol_options": {}}}
     options = {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": http2}
     http2["@type"] = "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions"  # type: ignore[assignment]
@@ -77,35 +98,35 @@ def bootstrap(sds: Path, port: int, name: str, validation: str) -> dict[str, obj
             "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": str(sds)}}}}]}],
         },
     }
-    listener = {
-        "name": "in",
-        "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},
-        "filter_chains": [
-            {
-                "transport_socket": {"name": "tls", "typed_config": tls},
-                "filters": [{"name": "http", "typed_config": manager}],
-            }
-        ],
+    return {
+        "node": {"id": "n", "cluster": "c"},
+        "dynamic_resources": {"ads_config": SERVICE},
+        "static_resources": {"listeners": listeners, "clusters": [cluster]},
     }
-    return {"node": {"id": "n", "cluster": "c"}, "static_resources": {"listeners": [listener], "clusters": [cluster]}}
 
 
 @contextlib.asynccontextmanager
 async def proxy(node: Node, directory: Path, name: str, validation: str = f"spiffe://{DOMAIN}") -> AsyncIterator[int]:
     """The port of a proxy that presents the SVID of that name, and believes what that validation context does."""
     port = free_port()
-    file = directory / "envoy.json"
-    file.write_text(json.dumps(bootstrap(node.settings.workload_socket, port, name, validation)))
-    log = (directory / "envoy.log").open("wb")
-    with log:
-        arguments = ("-c", file, "--concurrency", "1", "--disable-hot-restart", "-l", "warning")
-        started = await asyncio.create_subprocess_exec(ENVOY, *map(str, arguments), stdout=log, stderr=log)
-    node.people[started.pid] = Attested(proxy=True)
-    try:
+    async with started(node, directory, listener(port, name, validation, ALONE)):
         yield port
+
+
+@contextlib.asynccontextmanager
+async def started(node: Node, directory: Path, *listeners: dict[str, object]) -> AsyncIterator[None]:
+    """The proxy with those listeners."""
+    file = directory / "envoy.json"
+    file.write_text(json.dumps(bootstrap(node.settings.workload_socket, *listeners)))
+    with (directory / "envoy.log").open("wb") as log:
+        arguments = ("-c", file, "--concurrency", "1", "--disable-hot-restart", "-l", "warning")
+        process = await asyncio.create_subprocess_exec(ENVOY, *map(str, arguments), stdout=log, stderr=log)
+    node.people[process.pid] = Attested(proxy=True)
+    try:
+        yield
     finally:
-        started.terminate()
-        await started.wait()
+        process.terminate()
+        await process.wait()
 
 
 def client(node: Node, directory: Path) -> ssl.SSLContext:
@@ -160,12 +181,12 @@ async def answers(port: int, context: ssl.SSLContext) -> None:
                 return
 
 
-async def load(port: int, context: ssl.SSLContext, times: int) -> list[int]:
+async def load(port: int, context: ssl.SSLContext, times: int, expected: str = DB.spiffe_id) -> list[int]:
     """The serial numbers seen in so many handshakes, one after the other."""
     seen = []
     for _ in range(times):
         name, serial = await ask(port, context)
-        assert name == DB.spiffe_id
+        assert name == expected
         seen.append(serial)
     return seen
 
@@ -182,6 +203,35 @@ def test_the_proxy_takes_up_each_new_svid_without_a_failed_handshake(tmp_path: P
                         context = await asyncio.to_thread(client, node, tmp_path)
                         for serials in await asyncio.gather(*(load(port, context, 8) for _ in range(4))):
                             seen += serials
+
+    asyncio.run(main())
+
+
+def test_over_one_aggregated_stream_every_svid_rotates_and_what_cannot_be_used_spoils_no_other(tmp_path: Path) -> None:
+    names = (WEB.spiffe_id, DB.spiffe_id)
+    ports = tuple(free_port() for _ in names)
+    later, spoilt = free_port(), free_port()
+    wanted = {spoilt: f"spiffe://{DOMAIN}", later: LATE.spiffe_id, **dict(zip(ports, names, strict=True))}
+    listeners = [listener(port, name, "ALL", AGGREGATED) for port, name in wanted.items()]
+
+    async def main() -> None:
+        async with running(tmp_path) as node:
+            await node.serve(WEB, DB, lifetime_s=LIFETIME_S)
+            async with started(node, tmp_path, *listeners):
+                context = await asyncio.to_thread(client, node, tmp_path)
+                for port in ports:
+                    await answers(port, context)
+                seen: dict[str, set[int]] = {name: set() for name in names}
+                async with asyncio.timeout(30):
+                    while min(map(len, seen.values())) < 3:
+                        context = await asyncio.to_thread(client, node, tmp_path)
+                        for port, name in zip(ports, names, strict=True):
+                            seen[name].update(await load(port, context, 4, name))
+                node.publish(WEB, DB, LATE, lifetime_s=LIFETIME_S)
+                await answers(later, await asyncio.to_thread(client, node, tmp_path))
+                status = await node.status(lambda status: status["refusals"])
+                assert (status["calls"]["StreamAggregatedResources"], status["refusals"]) == (1, {"nack": 1})
+                assert "StreamSecrets" not in status["calls"]
 
     asyncio.run(main())
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -15,35 +13,17 @@ from bulkhead.svid.bundle import Bundle
 from bulkhead.svid.messages import message
 from bulkhead.svid.pem import certificates
 from bulkhead.svid.svids import Attested
-from svid.serving import DB, DOMAIN, WEB, Line, Node, Shared, line, workload
+from svid.discovery import PROXY, RESPONSE, TLS, request, secrets, with_line
+from svid.serving import DB, DOMAIN, WEB, Line, Node, Shared, workload
 
 SERVICE = "/envoy.service.secret.v3.SecretDiscoveryService/"
 STREAM, FETCH = f"{SERVICE}StreamSecrets", f"{SERVICE}FetchSecrets"
-RESPONSE = "envoy.service.discovery.v3.DiscoveryResponse"
-TLS = "envoy.extensions.transport_sockets.tls.v3."
-SECRET_URL = f"type.googleapis.com/{TLS}Secret"
 THEIRS = authority.ephemeral("theirs", "partner.example").anchor
 FEDERATED = {
     "partner.example": bundle.write(Bundle("partner.example").with_anchors([THEIRS.der])).decode(),
     "revoked.example": '{"keys": []}',
 }
 THIRD = workload("shop/third")
-PROXY = Attested(proxy=True)
-
-
-def request(*names: str, nonce: str = "", error: str = "", type_url: str = SECRET_URL) -> Any:
-    made = message("envoy.service.discovery.v3.DiscoveryRequest")(
-        resource_names=names, response_nonce=nonce, type_url=type_url
-    )
-    if error:
-        made.error_detail.message = error
-    return made
-
-
-def secrets(response: Any) -> dict[str, Any]:
-    assert response.type_url == SECRET_URL
-    found = [message(f"{TLS}Secret").FromString(one.value) for one in response.resources]
-    return {secret.name: secret for secret in found}
 
 
 def domains(secret: Any) -> dict[str, list[bytes]]:
@@ -58,19 +38,6 @@ async def refused(one: Line, method: str, question: object) -> Status:
     with pytest.raises(GRPCError) as error:
         await one.first(method, question, RESPONSE)
     return error.value.status
-
-
-def with_line(shared: Shared, who: Attested, work: Callable[[Node, Line], Awaitable[None]]) -> None:
-    """Have a caller that is attested as somebody work on a node that serves two workloads."""
-
-    async def served(node: Node) -> None:
-        node.people[os.getpid()] = who
-        await node.serve(WEB, DB, federated=FEDERATED)
-        await node.status(lambda status: not status["missing"])
-        with line(node) as one:
-            await work(node, one)
-
-    shared.run(served)
 
 
 def test_the_proxy_gets_every_local_secret_and_each_validation_context_believes_what_it_is_for(shared: Shared) -> None:
@@ -91,7 +58,7 @@ def test_the_proxy_gets_every_local_secret_and_each_validation_context_believes_
         assert await refused(one, FETCH, request(f"spiffe://{DOMAIN}/shop/none")) is Status.NOT_FOUND
         assert await refused(one, FETCH, request(type_url="type.googleapis.com/x")) is Status.INVALID_ARGUMENT
 
-    with_line(shared, PROXY, work)
+    with_line(shared, PROXY, work, federated=FEDERATED)
 
 
 def test_a_workload_gets_its_own_secret_and_no_other(shared: Shared) -> None:
@@ -104,7 +71,7 @@ def test_a_workload_gets_its_own_secret_and_no_other(shared: Shared) -> None:
         everything = secrets(await one.first(FETCH, request(), RESPONSE))
         assert everything.keys() == {WEB.spiffe_id, "ROOTCA", "ALL"}
 
-    with_line(shared, Attested((WEB.spiffe_id,)), work)
+    with_line(shared, Attested((WEB.spiffe_id,)), work, federated=FEDERATED)
 
 
 def test_nobody_gets_nothing(shared: Shared) -> None:
@@ -112,7 +79,7 @@ def test_nobody_gets_nothing(shared: Shared) -> None:
         for method in (FETCH, STREAM):
             assert await refused(one, method, request("ALL")) is Status.PERMISSION_DENIED
 
-    with_line(shared, Attested(), work)
+    with_line(shared, Attested(), work, federated=FEDERATED)
 
 
 def test_a_subscriber_is_told_only_of_what_it_follows_and_never_twice_of_the_same(shared: Shared) -> None:
@@ -131,7 +98,7 @@ def test_a_subscriber_is_told_only_of_what_it_follows_and_never_twice_of_the_sam
             assert secrets(await stream.recv_message()).keys() == {"ROOTCA"}
             await stream.cancel()
 
-    with_line(shared, PROXY, work)
+    with_line(shared, PROXY, work, federated=FEDERATED)
 
 
 def test_a_secret_that_is_refused_is_counted_and_not_sent_again(shared: Shared) -> None:
@@ -144,7 +111,7 @@ def test_a_secret_that_is_refused_is_counted_and_not_sent_again(shared: Shared) 
             assert secrets(await stream.recv_message()).keys() == {"ALL"}
             await stream.cancel()
 
-    with_line(shared, PROXY, work)
+    with_line(shared, PROXY, work, federated=FEDERATED)
 
 
 def test_a_subscriber_that_is_the_proxy_no_more_loses_its_stream(shared: Shared) -> None:
@@ -160,4 +127,4 @@ def test_a_subscriber_that_is_the_proxy_no_more_loses_its_stream(shared: Shared)
             await follow()
         assert await refused(one, STREAM, request(DB.spiffe_id)) is Status.PERMISSION_DENIED
 
-    with_line(shared, PROXY, work)
+    with_line(shared, PROXY, work, federated=FEDERATED)

@@ -18,7 +18,7 @@ from grpclib.exceptions import GRPCError
 from spiffe import JwtSource, WorkloadApiClient, X509Source
 
 from bulkhead.secret_files import write_secret
-from bulkhead.svid import authority, bundle
+from bulkhead.svid import ads, authority, bundle
 from bulkhead.svid.bundle import Bundle
 from bulkhead.svid.messages import message
 from bulkhead.svid.svids import Attested
@@ -135,6 +135,7 @@ def test_the_errors_are_those_of_the_standard(tmp_path: Path) -> None:
                 ("/SpiffeWorkloadAPI/ValidateJWTSVID", validate(svid="x"), {}, invalid),
                 ("/SpiffeWorkloadAPI/FetchWITSVID", x509_request(), {}, missing),
                 ("/envoy.service.secret.v3.SecretDiscoveryService/DeltaSecrets", x509_request(), {}, missing),
+                (f"{ads.SERVICE}DeltaAggregatedResources", x509_request(), {}, missing),
                 (JWT, jwt_request(audience=("a" * (300 << 10),)), {}, Status.RESOURCE_EXHAUSTED),
             ]
             for method, question, more, status in cases:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any, Final
@@ -32,7 +33,7 @@ from bulkhead.kernel.maps import KernelMaps
 from bulkhead.kernel.steering import End, Steered, Steering
 from bulkhead.observe.logs import Log
 from bulkhead.policy.nodes import Roster
-from bulkhead.proxy.node import ProxyNode
+from bulkhead.proxy.node import INBOUND_BINDS, ProxyNode
 from bulkhead.proxy.running import PROXY_ID
 from bulkhead.proxy.statistics import ProxyStatistics
 from bulkhead.svid.spire_selectors import selectors_of
@@ -47,6 +48,8 @@ _BEAT_S: Final = 1.0
 _LANES_S: Final = 5.0
 """How long a commit waits for the proxy to listen on its lanes; then it is enforced without, and says so."""
 _LANES_POLL_S: Final = 0.02
+_PREPARED_S: Final = 30.0
+"""How long what a commit needs is left alone while the commit is on its way into force."""
 
 
 class MeshKeeper:
@@ -88,6 +91,8 @@ class MeshKeeper:
         self._addresses: tuple[str, ...] = ()
         self._hinted = asyncio.Event()
         self._publishing = asyncio.Lock()
+        self._prepared_until = 0.0
+        """Until then (monotonic) there is more than the commit in force needs: that of one to come."""
         svids.on_change = self._on_svids
 
     # What is to be
@@ -100,6 +105,7 @@ class MeshKeeper:
         fresh = self._needed(bundle)
         if fresh.is_empty or fresh == self._mesh:
             return
+        self._prepared_until = time.monotonic() + _PREPARED_S
         self._attach()
         self._publish_identities(bundle)
         try:
@@ -112,6 +118,7 @@ class MeshKeeper:
     def settle(self, bundle: Bundle, beside: Bundle | None = None) -> None:
         """After it has come into force: these are, `bundle` now and `beside` when a trial ends."""
         self._bundle, self._beside = bundle, beside
+        self._prepared_until = 0.0
         self._mesh = self._in_force()
         self._steering.want(not self._mesh.is_empty)
         self._attach()
@@ -169,8 +176,14 @@ class MeshKeeper:
 
     def _node(self, bundle: Bundle) -> ProxyNode:
         settings = self._settings
+        binds = tuple(one for one in INBOUND_BINDS if ":" not in one or one in self._addresses)  # IPv6 may be off
         return ProxyNode(
-            settings.host, bundle.trust_domain, self._addresses, settings.run_dir, svid_minutes=settings.svid_minutes
+            settings.host,
+            bundle.trust_domain,
+            self._addresses,
+            settings.run_dir,
+            binds,
+            settings.svid_minutes,
         )
 
     # The proxy
@@ -233,7 +246,7 @@ class MeshKeeper:
             await self._look()
 
     async def _look(self) -> None:
-        if self._bundle is None:
+        if self._bundle is None or time.monotonic() < self._prepared_until:
             return
         needed = self._in_force()
         if needed != self._mesh:  # another node has come, or the last one has gone
@@ -285,6 +298,7 @@ class MeshKeeper:
                 "rejected": self.statistics.rejected,
             },
             "records": self.requests.counts(),
+            "records_passed_over": self.proxy.records.passed_over,
             "conversations": {f"{one} {two}": n for (one, two), n in sorted(self.requests.conversations().items())},
             "rego": self.rego.status(),
         }

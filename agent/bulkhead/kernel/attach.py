@@ -127,6 +127,8 @@ class Attachments:
         """`unused`: control group hooks that this agent has nothing to do at."""
         self._unused = unused
         self._proxy: Path | None = None
+        self._proxy_inode = 0
+        """Of the control group that was attached to last."""
         self._links = _LinkStore(pins / "links")
         self._programs = programs
         self._cgroup = cgroup
@@ -187,13 +189,19 @@ class Attachments:
         return self.attach_cgroup()
 
     def attach_proxy(self) -> list[str]:
-        """Attach to the control group of the node's proxy, if `proxy_is_in` has named one that is there."""
+        """Attach to the control group of the node's proxy, if `proxy_is_in` has named one that is there.
+
+        Returns what had been detached. A group that has only just come, as with each start of the proxy, had nothing.
+        """
         if self._proxy is None or not self._proxy.is_dir():
             return []
-        return self._attach_cgroup_hooks("proxy", self._proxy, self._programs.proxy)
+        inode, before = self._proxy.stat().st_ino, self._proxy_inode
+        changes = self._attach_cgroup_hooks("proxy", self._proxy, self._programs.proxy)
+        self._proxy_inode = inode
+        return changes if inode == before else []
 
     def proxy_is_in(self, cgroup: Path | None) -> list[str]:
-        """Attach to this control group as the proxy's, and to no other; returns what was attached. None: to no group.
+        """Attach to this control group as the proxy's, and to no other; returns what had been detached. None: to none.
 
         Raises RefusedError, naming the owner, when a hook is held exclusively.
         """

@@ -133,12 +133,9 @@ def svid(spiffe_id: str) -> list[Message]:
 
 
 def _secret(name: str) -> Message:
-    service = {"envoy_grpc": {"cluster_name": "svids"}}
-    source = {"api_type": "GRPC", "transport_api_version": "V3", "grpc_services": [service]}
-    return {
-        "name": name,
-        "sds_config": {"resource_api_version": "V3", "initial_fetch_timeout": "0.5s", "api_config_source": source},
-    }
+    """By the one stream of all secrets. A listener that waits for one takes others' conversations after the timeout."""
+    source = {"resource_api_version": "V3", "initial_fetch_timeout": "0.5s", "ads": {}}
+    return {"name": name, "sds_config": source}
 
 
 def validation(bundle: str, names: list[Message] | None = None) -> Message:

@@ -24,7 +24,7 @@ _PREFIX: Final = struct.Struct(">?I")
 M = TypeVar("M", bound=Message)
 
 
-async def receive(stream: Any, kind: type[M]) -> M | None:
+async def receive(stream: Any, kind: type[M], bytes_max: int = MESSAGE_BYTES_MAX) -> M | None:
     """The next message of a call; None at its end. Raises GRPCError for one that is too large or none at all.
 
     The library's own way waits for as many bytes as the caller announces.
@@ -36,8 +36,8 @@ async def receive(stream: Any, kind: type[M]) -> M | None:
         compressed, size = _PREFIX.unpack(prefix)
         if compressed:
             raise GRPCError(Status.UNIMPLEMENTED, "compressed messages are not read")
-        if size > MESSAGE_BYTES_MAX:
-            raise GRPCError(Status.RESOURCE_EXHAUSTED, f"a message has {size} bytes, more than {MESSAGE_BYTES_MAX}")
+        if size > bytes_max:
+            raise GRPCError(Status.RESOURCE_EXHAUSTED, f"a message has {size} bytes, more than {bytes_max}")
         return kind.FromString(await stream._stream.recv_data(size))
     except AssertionError:  # how the library says that the caller ended amid what it announced
         raise GRPCError(Status.INVALID_ARGUMENT, "the message is cut short") from None

@@ -77,3 +77,14 @@ def test_records_are_the_same_however_the_bytes_are_cut(lines: list[bytes], data
 def test_what_envoy_is_told_to_write_are_the_fields_of_a_record(kind: Kind) -> None:
     written = dict.fromkeys(log_fields(kind), "-") | {"kind": kind, "time": TIME}
     assert parse(json.dumps(written).encode()) == RequestRecord(kind, TIME)
+
+
+def test_beyond_its_rate_a_reader_takes_refusals_only_and_counts_the_rest() -> None:
+    now = [100.0]
+    reader = RecordReader(lambda: now[0])
+    allowed, refused = (json.dumps(LINE | {"status": status}, separators=(",", ":")).encode() for status in (200, 403))
+    assert len(reader.feed(b"".join([allowed + b"\n"] * 600))) == 500
+    assert len(reader.feed(refused + b"\n" + allowed + b"\n" + refused + b"\n")) == 2
+    assert (reader.records, reader.passed_over, reader.malformed) == (502, 101, 0)
+    now[0] += 1
+    assert len(reader.feed(allowed + b"\n")) == 1
