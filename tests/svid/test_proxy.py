@@ -211,7 +211,7 @@ def test_over_one_aggregated_stream_every_svid_rotates_and_what_cannot_be_used_s
     names = (WEB.spiffe_id, DB.spiffe_id)
     ports = tuple(free_port() for _ in names)
     later, spoilt = free_port(), free_port()
-    wanted = {spoilt: f"spiffe://{DOMAIN}", later: LATE.spiffe_id, **dict(zip(ports, names, strict=True))}
+    wanted = {**dict(zip(ports, names, strict=True)), later: LATE.spiffe_id, spoilt: f"spiffe://{DOMAIN}"}
     listeners = [listener(port, name, "ALL", AGGREGATED) for port, name in wanted.items()]
 
     async def main() -> None:

@@ -59,7 +59,8 @@ def status_of(installed: Installed, number: int, *options: str) -> str:
     """What a request of a unit that may ask comes to. Whoever connects before the agent has heard of its control group
     is nobody yet, and is refused: it tries again."""
     name, url = f"asking-{number}.service", "http://127.0.0.1:8090/"
-    command = f"/usr/bin/curl -s --retry 5 --retry-all-errors --retry-delay 1 --connect-timeout 1 -o /dev/null -w %%{{http_code}} {' '.join(options)} {url}"
+    patience = "--retry 5 --retry-all-errors --retry-delay 1 --connect-timeout 1"
+    command = f"/usr/bin/curl -s {patience} -o /dev/null -w %%{{http_code}} {' '.join(options)} {url}"
     unit = f"[Service]\nType=oneshot\nStandardOutput=truncate:/run/{name}\nExecStart=-{command}\n"
     installed.box.start_unit(name, unit)
     return str((installed.box.root / f"run/{name}").read_text())
