@@ -86,9 +86,9 @@ def listener(port: int, name: str, validation: str, source: dict[str, object]) -
 
 def bootstrap(sds: Path, *listeners: dict[str, object]) -> dict[str, object]:
     """These listeners, and where secrets come from."""
+    kind = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
     http2 = {"explicit_http_config": {"http2_protocol_options": {}}}
-    options = {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": http2}
-    http2["@type"] = "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions"  # type: ignore[assignment]
+    options = {kind: {"@type": f"type.googleapis.com/{kind}"} | http2}
     cluster = {
         "name": "sds",
         "type": "STATIC",
@@ -230,8 +230,8 @@ def test_over_one_aggregated_stream_every_svid_rotates_and_what_cannot_be_used_s
                 node.publish(WEB, DB, LATE, lifetime_s=LIFETIME_S)
                 await answers(later, await asyncio.to_thread(client, node, tmp_path))
                 status = await node.status(lambda status: status["refusals"])
-                assert (status["calls"]["StreamAggregatedResources"], status["refusals"]) == (1, {"nack": 1})
-                assert "StreamSecrets" not in status["calls"]
+                assert status["refusals"].keys() == {"nack"}
+                assert (status["calls"]["StreamAggregatedResources"], "StreamSecrets" in status["calls"]) == (1, False)
 
     asyncio.run(main())
 

@@ -51,6 +51,8 @@ def _opt_outs(rules: list[Json]) -> Iterator[Text]:
 def _warnings(said: Json, svids: Json, now: float) -> Iterator[Text]:
     if said.get("problem"):
         yield cell(said["problem"], "red")
+    if said.get("rego", {}).get("error"):
+        yield cell(f"Rego: {said['rego']['error']}", "red")
     if svids.get("problem"):
         yield cell(svids["problem"], "red")
     late = [one["name"] for one in svids.get("svids", []) if one["expires_at"] < now + _SOON_S]

@@ -9,7 +9,7 @@ from bulkhead.proxy.terms import Message, extension, file_source, pipe, typed
 
 _STATS: Final = (
     *("cluster.lane.", "cluster.pair.", "cluster.svids.", "cluster.rego.", "listener.lane.", "listener.inbound."),
-    *("listener_manager.", "cluster_manager.", "http.tunnels.", "tcp.", "server.", "sds."),
+    *("listener_manager.", "cluster_manager.", "http.tunnels.", "tcp.", "server."),
     "http.requests",
 )
 """A prefix with a dot at its end finds no counters of single rules, whose names are made as they are counted."""

@@ -20,8 +20,8 @@ from bulkhead.svid.subscription import Subscription
 SERVICE: Final = "/envoy.service.discovery.v3.AggregatedDiscoveryService/"
 _PROXY_BYTES_MAX: Final = 8 << 20
 """Of one request of the node's proxy, which names every local workload: NAMES_MAX of the longest SPIFFE IDs."""
-_LOT: Final = 256
-"""Secrets in one response."""
+_LOT: Final = 32
+"""Secrets in one response: the proxy makes TLS contexts of all of them before it does anything else."""
 
 
 class AggregatedDiscovery:
@@ -48,8 +48,9 @@ class AggregatedDiscovery:
 class _Stream(Subscription):
     """Which names it follows, and what it was told of each. It is told more once it has answered the last.
 
-    A client refuses a response whole, and may leave what is sound in it: that is sent again in halves, until what
-    cannot be used stands alone. A name that is not there, or not the caller's, holds up no other.
+    A client refuses a response whole, and Envoy leaves what comes after the first secret that it cannot use: all is
+    sent again in halves, until what cannot be used stands alone, or the client takes no notice of it any more. A name
+    that is not there, or not the caller's, holds up no other.
     """
 
     def __init__(self, *arguments: Any) -> None:
@@ -79,16 +80,15 @@ class _Stream(Subscription):
         names, self._unanswered = self._unanswered, ()
         if not request.HasField("error_detail"):
             return
-        if len(names) == 1:
-            self._secrets.refused(names, request.error_detail.message)
-        else:
+        self._secrets.refused(names, request.error_detail.message)
+        if len(names) > 1:
             half = len(names) // 2
             self._again += [names[:half], names[half:]]
 
     def _follow(self, names: dict[str, None]) -> None:
         for name in names.keys() - self._names.keys():
             if self._secrets.is_anothers(self._caller.attested, name):
-                self._secrets.refusal(name)
+                self._secrets.refusal(name)  # only counted: the stream goes on
         self._names = names
 
     async def _say(self) -> None:
