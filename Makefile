@@ -4,10 +4,11 @@ PYTHON := .venv/bin/python
 STAMP := .venv/stamp
 
 # Two lanes, side by side, so that neither processor waits. One has the suites that only compute (the programs by
-# test-run included) and then the fleet's; the other all that uses the kernel of one host, and any suite not named here.
+# test-run included) and then the fleets' and the proxy's; the other all that uses the kernel of one host, and any suite
+# not named here.
 # Within a lane one suite runs after the other, quick ones first.
 computing := $(wildcard tests/unit tests/property tests/verdict tests/hostile tests/recipes tests/editor)
-fleet := $(wildcard tests/wire)
+fleet := $(wildcard tests/proxy tests/svid tests/rego tests/wire tests/mesh)
 ORDER := tests/kernel tests/systemd tests/e2e
 host := $(wildcard $(ORDER)) \
 	$(filter-out $(computing) $(fleet) $(ORDER) tests/lab tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/))) \

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -190,9 +191,14 @@ def test_the_agent_holds_the_capabilities_that_it_needs_and_no_compiler(host: An
 
 def test_no_process_that_the_agent_starts_holds_a_capability(host: Any) -> None:
     pid = host.main_pid()
-    children = (process_of(host, pid) / f"task/{pid}/children").read_text().split()
-    assert len(children) == 2, "bulkhead-policy and bulkhead-svids"
-    for child in children:
+
+    def children() -> list[str]:
+        return (process_of(host, pid) / f"task/{pid}/children").read_text().split()
+
+    with socket.socket(socket.AF_UNIX) as caller:  # whose call has bulkhead-svids started
+        caller.connect(str(host.box.root / "run/bulkhead/workload.sock"))
+        host.until(lambda: len(children()) == 2)
+    for child in children():
         fields = status_fields(process_of(host, int(child)))
         assert {fields["CapEff"], fields["CapPrm"], fields["CapInh"], fields["CapAmb"]} == {"0" * 16}
 

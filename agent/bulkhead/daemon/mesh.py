@@ -107,6 +107,7 @@ class MeshKeeper:
             return
         self._prepared_until = time.monotonic() + _PREPARED_S
         self._attach()
+        self._svids.wake()
         self._publish_identities(bundle)
         try:
             await self._publish(bundle, both(self._mesh, fresh))
@@ -121,6 +122,8 @@ class MeshKeeper:
         self._prepared_until = 0.0
         self._mesh = self._in_force()
         self._steering.want(not self._mesh.is_empty)
+        if not self._mesh.is_empty or self._settings.spire is not None:
+            self._svids.wake()
         self._attach()
         self.rego.publish(bundle.commit, bundle.modules() if self._mesh.authorizations else ())
         self.requests.name(bundle)
@@ -314,6 +317,7 @@ class MeshKeeper:
 
     async def bundles(self) -> dict[str, str]:
         """What vouches for each trust domain. Raises UnreachableError."""
+        self._svids.wake()
         return await self._svids.bundles()
 
     def attest_again(self) -> None:

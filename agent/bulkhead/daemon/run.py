@@ -134,7 +134,8 @@ class Agent:
         loop.add_signal_handler(signal.SIGHUP, self.succession.hangup)
         self.succession.worker.start()
         self.keys.start()
-        self.svids.start()
+        # A host that needs nobody's identity does not hold a process for it, until somebody calls.
+        self.svids.start(at_once=self.settings.authority is not None or self.settings.registry != "files")
         try:
             await self._load()
             self.enforcer = Enforcer(self.settings, self.records.on_verdict, self.keys, self.registry, self.svids)

@@ -88,6 +88,7 @@ class SvidProcess:
         self._status: dict[str, Any] = {}
         self._answers: dict[int, asyncio.Future[bytes]] = {}
         self._asked = 0
+        self._is_awake = False
 
     @property
     def pid(self) -> int:
@@ -99,8 +100,8 @@ class SvidProcess:
         """How often it had to be started again."""
         return self._child.restarts if self._child is not None else 0
 
-    def start(self) -> None:
-        """Open the socket, start the process and go on in the background. Raises RefusedError without the socket."""
+    def start(self, *, at_once: bool = True) -> None:
+        """Open the socket, and start the process `at_once` or when somebody calls. Raises RefusedError without one."""
         self._listener = _listen(str(self._settings.workload_socket))
         number = self._listener.fileno()
         self._child = Child(
@@ -111,13 +112,24 @@ class SvidProcess:
             self.attest_again,
             descriptors=(number,),
         )
-        self._child.start()
+        if at_once:
+            self.wake()
+        else:
+            asyncio.get_running_loop().add_reader(number, self.wake)
+
+    def wake(self) -> None:
+        """Start the process, unless it was started: somebody needs identities."""
+        if self._child is not None and self._listener is not None and not self._is_awake:
+            self._is_awake = True
+            asyncio.get_running_loop().remove_reader(self._listener.fileno())
+            self._child.start()
 
     async def stop(self) -> None:
         """End the process, and close the socket."""
         if self._child is not None:
             await self._child.stop()
         if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener.fileno())
             self._listener.close()
             self._settings.workload_socket.unlink(missing_ok=True)
 

@@ -31,8 +31,7 @@ from bulkhead.dataplane.requests import (
     ServerName,
     Text,
 )
-from bulkhead.policy.dialects.istio_texts import ANY_SEGMENTS, ONE_SEGMENT
-from bulkhead.policy.istio import IstioRule, Networks, Operation, Source, Texts, When
+from bulkhead.policy.istio import ANY_SEGMENTS, ONE_SEGMENT, IstioRule, Networks, Operation, Source, Texts, When
 
 SCHEME: Final = "spiffe://"
 

@@ -23,7 +23,7 @@ from bulkhead.policy.model import (
     Rule,
 )
 from bulkhead.policy.ports import PORT_MAX, PROTOCOLS, TCP
-from bulkhead.policy.read import REPOSITORY_FILE
+from bulkhead.policy.source import REPOSITORY_FILE
 
 MANY_PORTS = 10_000
 """A rule that opens this many ports of one protocol opens more than anything listens on."""

@@ -15,7 +15,7 @@ from bulkhead.dataplane.resolve import LEGACY, PEER, PROXY
 from bulkhead.errors import Loc
 from bulkhead.policy.model import PolicySet, QualifiedName, RuleId
 from bulkhead.policy.ports import TCP
-from bulkhead.policy.read import HOSTS, REPOSITORY_FILE
+from bulkhead.policy.source import HOSTS, REPOSITORY_FILE
 
 KIND = "proxy"
 NAME = QualifiedName(f"{HOSTS}/proxy")

@@ -28,8 +28,7 @@ from bulkhead.observe.timers import Timer
 from bulkhead.observe.traffic import Edge, End, Program, Seen, port_text, uncovered
 from bulkhead.policy.model import Entity, PolicySet
 from bulkhead.policy.parse import parse
-from bulkhead.policy.read import REPOSITORY_FILE
-from bulkhead.policy.source import SourceFile, Sources, blob_id
+from bulkhead.policy.source import REPOSITORY_FILE, SourceFile, Sources, blob_id
 
 NAME_MAX: Final = 63
 _ENTITIES: Final = {str(entity) for entity in Entity}

@@ -19,10 +19,9 @@ from bulkhead.policy import git
 from bulkhead.policy.codes import message, presentable
 from bulkhead.policy.levels import KEYS_DIRECTORY, RANK, Contents, Need, needed
 from bulkhead.policy.model import Level
-from bulkhead.policy.read import REPOSITORY_FILE
 from bulkhead.policy.signatures import PLACEHOLDERS, Found, Keyring, Refusal
 from bulkhead.policy.signers import Roots, Trusted, of_commit
-from bulkhead.policy.source import ABBREVIATED, FILE_BYTES_MAX, REPOSITORY_BYTES_MAX, is_policy
+from bulkhead.policy.source import ABBREVIATED, FILE_BYTES_MAX, REPOSITORY_BYTES_MAX, REPOSITORY_FILE, is_policy
 
 COMMITS_MAX: Final = 1000
 """Commits that are judged in one go, and that are looked through for one to begin with."""

@@ -23,6 +23,10 @@ UNNUMBERED: Final = RuleId(0)
 Texts = tuple[str, ...]
 Networks = tuple[Network, ...]
 
+ONE_SEGMENT: Final = "{*}"
+ANY_SEGMENTS: Final = "{**}"
+"""In a path: one segment, and any number of them."""
+
 
 class Action(StrEnum):
     """What a policy does with what its rules match, in the order in which they are asked."""

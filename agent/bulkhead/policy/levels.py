@@ -15,8 +15,7 @@ from typing import Any, Final
 from bulkhead.policy.findings import Findings
 from bulkhead.policy.istio import ROOT_NAMESPACE, level_of
 from bulkhead.policy.model import Level
-from bulkhead.policy.read import REPOSITORY_FILE
-from bulkhead.policy.source import is_module, is_policy
+from bulkhead.policy.source import REPOSITORY_FILE, is_module, is_policy
 from bulkhead.policy.yaml_nodes import Mapping as MappingNode
 from bulkhead.policy.yaml_nodes import Node, Scalar, compose
 from bulkhead.policy.yaml_nodes import Sequence as SequenceNode

@@ -44,8 +44,7 @@ from bulkhead.policy.model import (
     Workload,
 )
 from bulkhead.policy.nodes import Clash, Node, clashes, default_number
-from bulkhead.policy.read import HOSTS
-from bulkhead.policy.source import Sources
+from bulkhead.policy.source import HOSTS, Sources
 from bulkhead.policy.yaml_nodes import Scalar
 
 ENTITIES = {entity.value: entity for entity in Entity}

@@ -16,9 +16,9 @@ from bulkhead.policy.draft import Draft
 from bulkhead.policy.findings import FINDINGS_MAX
 from bulkhead.policy.link import link
 from bulkhead.policy.model import PolicySet
-from bulkhead.policy.read import REPOSITORY_FILE, read_file
+from bulkhead.policy.read import read_file
 from bulkhead.policy.rego_modules import read_modules
-from bulkhead.policy.source import SourceFile, Sources
+from bulkhead.policy.source import REPOSITORY_FILE, SourceFile, Sources
 
 RULES_MAX = 200_000
 

@@ -41,6 +41,7 @@ from bulkhead.policy.model import Level, Match, Mode, PortSpec, Scope
 from bulkhead.policy.node_documents import read_node
 from bulkhead.policy.ports import TCP
 from bulkhead.policy.posture import read_posture
+from bulkhead.policy.source import HOSTS, REPOSITORY_FILE
 from bulkhead.policy.spiffe import read_spiffe
 from bulkhead.policy.trust_documents import read_trust_bundle
 from bulkhead.policy.values import (
@@ -61,9 +62,6 @@ from bulkhead.policy.values import (
 from bulkhead.policy.yaml_nodes import Broken, Mapping, Node, Scalar, Sequence, Spot, compose
 
 API_VERSION = "bulkhead/v1alpha1"
-REPOSITORY_FILE = "bulkhead.yaml"
-HOSTS = "hosts"
-"""The policy that lifeline rules belong to."""
 
 VALUES_BEGIN = "BH03"
 """Findings of a lower code are about structure: a misspelt or doubled key may have taken names with it."""

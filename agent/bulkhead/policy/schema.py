@@ -26,6 +26,7 @@ from bulkhead.policy import (
 )
 from bulkhead.policy.fields import Keys
 from bulkhead.policy.ports import ICMP_TYPES, PORT_MAX
+from bulkhead.policy.source import HOSTS
 
 Schema = dict[str, Any]
 
@@ -329,7 +330,7 @@ _OTHERS: Final[dict[str, Schema]] = {
     "lifeline": _list(_ref("lifeline"), "Rules that keep you in."),
     "level": _word(read.LEVELS, "Who may write it; not a precedence."),
     "owner": _prose("The team that answers for the policy."),
-    "name": {**_matching(_NAME, "Unique in the repository."), "not": {"const": read.HOSTS}},
+    "name": {**_matching(_NAME, "Unique in the repository."), "not": {"const": HOSTS}},
     "match": _ref("match"),
     "labels": _see("labels", "What rules may select the workload by."),
     "posture": _ref("posture"),

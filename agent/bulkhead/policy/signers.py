@@ -25,8 +25,8 @@ from bulkhead.policy import git
 from bulkhead.policy.keys import OPENPGP, KeyProblemError, key_fingerprint, parse_key
 from bulkhead.policy.levels import KEYS_DIRECTORY, RANK
 from bulkhead.policy.model import Level
-from bulkhead.policy.read import REPOSITORY_FILE, read_file
-from bulkhead.policy.source import FILE_BYTES_MAX
+from bulkhead.policy.read import read_file
+from bulkhead.policy.source import FILE_BYTES_MAX, REPOSITORY_FILE
 
 _KEYS: Final = {"name", "level", "key", "public_key", "valid_after", "valid_before"}
 

@@ -22,6 +22,9 @@ FILE_BYTES_MAX = 1 << 20
 REPOSITORY_BYTES_MAX = 64 << 20
 FILES_MAX = 10_000
 SUFFIXES = (".yaml", ".yml")
+REPOSITORY_FILE = "bulkhead.yaml"
+HOSTS = "hosts"
+"""The policy that lifeline rules belong to."""
 MODULE_SUFFIX = ".rego"
 MODULES_MAX = 256
 ABBREVIATED = 7

@@ -116,9 +116,6 @@ class EtcdRegistry:
         except* GatewayError as failed:
             self._problem = str(failed.exceptions[0])
         self._is_fresh = False
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise asyncio.CancelledError  # which a group forgets when it fails at the same time
         self._tell()
 
     def _pause_s(self, failures: int) -> float:

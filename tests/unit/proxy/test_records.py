@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -59,15 +60,14 @@ def test_what_is_no_record_is_refused(text: bytes) -> None:
 
 
 @given(
-    st.lists(st.sampled_from((line(), line(path="/ä"), b"garbage", b"x" * (LINE_BYTES_MAX + 1))), max_size=8), st.data()
+    st.lists(st.sampled_from((line(), line(path="/ä"), b"garbage", b"x" * (LINE_BYTES_MAX + 1))), max_size=8),
+    st.lists(st.integers(0, 8 * LINE_BYTES_MAX), max_size=12),
 )
-def test_records_are_the_same_however_the_bytes_are_cut(lines: list[bytes], data: st.DataObject) -> None:
+def test_records_are_the_same_however_the_bytes_are_cut(lines: list[bytes], cuts: list[int]) -> None:
     text = b"".join(one + b"\n" for one in lines)
     reader, found = RecordReader(), []
-    while text:
-        size = data.draw(st.integers(min(40, len(text)), len(text)))
-        found += reader.feed(text[:size])
-        text = text[size:]
+    for begin, end in pairwise(sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})):
+        found += reader.feed(text[begin:end])
     good = [one for one in lines if one.startswith(b"{")]
     assert found == [parse(one) for one in good]
     assert (reader.records, reader.malformed) == (len(good), len(lines) - len(good))

@@ -13,6 +13,7 @@ from typing import Final
 
 from bulkhead.policy.fields import expect_items, read_text
 from bulkhead.policy.findings import Findings
+from bulkhead.policy.istio import ANY_SEGMENTS, ONE_SEGMENT
 from bulkhead.policy.model import Network
 from bulkhead.policy.ports import PORT_MAX
 from bulkhead.policy.scalars import DECIMAL
@@ -32,9 +33,6 @@ _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")
 _METHOD = re.compile(r"[!#$%&'+.^_`|~0-9A-Za-z-]+")
 _SEGMENT = re.compile(r"[a-zA-Z0-9\-._~%!$&'()+,;:@=]+")
 """What stands literally between the templates of a path."""
-
-ONE_SEGMENT: Final = "{*}"
-ANY_SEGMENTS: Final = "{**}"
 
 
 def read_values(node: Node, what: str, check: Check, findings: Findings) -> tuple[str, ...]:
