@@ -329,8 +329,8 @@ def test_what_has_no_authorisation_at_all_is_refused(world: World) -> None:
 def test_a_conversation_reset_by_its_caller_leaves_the_others(world: World, web: Http1) -> None:
     with world.http() as client:
         client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        assert client.request("GET", "/near").status == 200
-    assert web.request("GET", "/near").status == 200
+        world.called.wait_for(lambda: client.request("GET", "/near").status == 200)
+    world.called.wait_for(lambda: web.request("GET", "/near").status == 200)
 
 
 def test_envoy_accepts_everything_that_is_published(world: World) -> None:
