@@ -7,13 +7,14 @@ selects a workload. What of that needs a look at the request, and what a DENY ta
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby
 from typing import Final, NamedTuple
 
 from bulkhead.dataplane.istio_conditions import rule_condition
 from bulkhead.dataplane.istio_truth import Callers, Known, possible_ports
+from bulkhead.dataplane.ports import joined
 from bulkhead.dataplane.repeated import for_deny
 from bulkhead.dataplane.requests import Clause, Condition, Effect
 from bulkhead.identity.registry import svid_template
@@ -37,9 +38,6 @@ SILENT: Final[Mapping[Action, str]] = {action: f"{KIND}-{action.lower()}" for ac
 DRY_RUN: Final = f"{KIND}-dry-run"
 
 _PEERS_SHOWN: Final = 3
-
-Ports = tuple[tuple[int, int], ...]
-"""Intervals of ports, disjoint, apart and ascending."""
 
 
 class Meant(NamedTuple):
@@ -161,17 +159,6 @@ def port_spec(protocol: int, first: int, last: int) -> PortSpec:
     if (first, last) == (0, PORT_MAX):
         return PortSpec(protocol, first, last, "any/tcp")
     return PortSpec(protocol, first, last, str(first) if first == last else f"{first}-{last}")
-
-
-def joined(ranges: Iterable[tuple[int, int]]) -> Ports:
-    """Ports as disjoint intervals."""
-    found: list[tuple[int, int]] = []
-    for first, last in sorted(ranges):
-        if found and first <= found[-1][1] + 1:
-            found[-1] = (found[-1][0], max(last, found[-1][1]))
-        else:
-            found.append((first, last))
-    return tuple(found)
 
 
 def _destination(policy: AuthorizationPolicy, selected: Selected) -> Peer:

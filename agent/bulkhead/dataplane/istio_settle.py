@@ -13,8 +13,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from bulkhead.abi import Identity
-from bulkhead.dataplane.istio import KIND, Meant, Ports, Selected, joined, known, meant_rules, mtls_ports, port_spec
+from bulkhead.dataplane.istio import KIND, Meant, Selected, known, meant_rules, mtls_ports, port_spec
 from bulkhead.dataplane.istio_truth import Answers, Callers, Known, Span
+from bulkhead.dataplane.ports import Ports, joined, tcp_ports
 from bulkhead.errors import Diagnostic, PolicyError
 from bulkhead.policy.codes import message
 from bulkhead.policy.istio import Action
@@ -94,7 +95,7 @@ class _Settler:
         others = tuple(spec for spec in found.rule.ports if spec.protocol != TCP)
         if others:
             yield replace(found, rule=replace(found.rule, ports=others))
-        tcp = joined((spec.first, spec.last) for spec in found.rule.ports if spec.protocol == TCP)
+        tcp = tcp_ports(found.rule.ports)
         for treatment, destinations in groups.items():
             for stretches, sources in self._by_stretches(treatment, own, found.source.members).items():
                 self._note(found, tcp, stretches, sources)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bulkhead.dataplane.mesh import Call, Mesh
+from bulkhead.dataplane.ports import joined
 
 
 def both(old: Mesh, new: Mesh) -> Mesh:
@@ -17,18 +18,8 @@ def both(old: Mesh, new: Mesh) -> Mesh:
     judged = {one.destination: one for one in (*old.authorizations, *new.authorizations)}
     return Mesh(
         lanes=tuple(sorted(lanes.values())),
-        calls=tuple(Call(*ends, _joined(ports)) for ends, ports in sorted(calls.items())),
+        calls=tuple(Call(*ends, joined(ports)) for ends, ports in sorted(calls.items())),
         authorizations=tuple(judged[destination] for destination in sorted(judged)),
         issuers=new.issuers,
         svids=old.svids | new.svids,
     )
-
-
-def _joined(ranges: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    found: list[tuple[int, int]] = []
-    for first, last in sorted(ranges):
-        if found and first <= found[-1][1] + 1:
-            found[-1] = (found[-1][0], max(last, found[-1][1]))
-        else:
-            found.append((first, last))
-    return tuple(found)
